@@ -1,0 +1,30 @@
+// Package policy decides: who may do which operation on which model, and what has to change in the request.
+// It refuses by default: the zero Policy grants nothing and the zero Grant is not valid.
+package policy
+
+// Facts is what inspect read from a request, all that a decision may hang on.
+// A request without a body has the zero Facts.
+type Facts struct {
+	Model       string   // the model asked for; "" when absent, null or empty
+	Upstream    string   // the X-Vallum-Upstream header; "" when absent
+	Stream      bool     // the answer is to be a stream
+	Usage       bool     // the caller asked for usage in the stream
+	Continuous  bool     // the caller asked for usage in every chunk
+	OutputCap   int64    // most output tokens asked for, per choice; 0 when the request has no cap
+	CapField    string   // the field that holds OutputCap, or the one to inject a cap into; "" when the operation has none
+	Choices     int64    // answers per prompt; at least 1
+	Inputs      int64    // prompts, texts or documents; at least 1
+	BodyBytes   int64    // the body's length: with one token per byte at most, a bound on the input's tokens
+	HasSalt     bool     // the operation's table has a cache_salt
+	HasOptions  bool     // the operation's table has stream_options
+	HasStore    bool     // the operation's table has store
+	UnknownKeys []string // JSON pointers of fields that are in no table; dropped unless the role refuses them
+	Dropped     []string // JSON pointers of fields that the catalogue drops
+}
+
+// Edit is one named change of the body. The body that goes up is the caller's bytes with these splices.
+type Edit struct {
+	Name    string // for the record: "model", "cache_salt", "store", "output_cap", "include_usage"
+	Pointer string // JSON pointer of the member to set: "/model", "/stream_options/include_usage"; one or two names
+	Value   string // the JSON literal to write
+}

@@ -1,0 +1,53 @@
+package verdict
+
+import "time"
+
+// Ended is how a forwarded request came to its end. The zero value means that it never began.
+type Ended uint8
+
+// The ends. A stream's HTTP status is 200 in all of them: only Complete is success.
+const (
+	NotForwarded       Ended = iota
+	Complete                 // the upstream's whole answer left
+	ClientLeft               // the caller went away first
+	UpstreamAborted          // finish_reason "abort": the engine dropped the request (vLLM on SIGTERM)
+	UpstreamErrorEvent       // an error event inside a 200 stream
+	UpstreamEndedEarly       // the stream just ended, without its dialect's last event
+	UpstreamError            // an HTTP error status, or no HTTP at all
+	TimedOut                 // no first byte, or no next event, in time
+	KeyRevoked               // the key, or its role, was taken away while it ran
+	BudgetEnded              // a limit ran out in mid-stream
+	Drained                  // shutdown's deadline came first
+	Panicked                 // a defect of Vallum
+	endedCount
+)
+
+var endedNames = [endedCount]string{
+	"not_forwarded", "complete", "client_left", "upstream_aborted", "upstream_error_event", "upstream_ended_early",
+	"upstream_error", "timeout", "revoked", "budget", "drained", "panic",
+}
+
+// String is the word in records and metric labels.
+func (e Ended) String() string {
+	if e >= endedCount {
+		return endedNames[NotForwarded]
+	}
+	return endedNames[e]
+}
+
+// Outcome is what became of a request that was given to an upstream.
+type Outcome struct {
+	Refusal    Verdict       // why, when nothing was written to the caller; allowed when an answer left
+	Written    bool          // a status line left for the caller: nothing can be refused any more
+	Status     int           // the status that the caller saw; 0 when nothing was written
+	UpStatus   int           // the status that the upstream sent; 0 when none came
+	Ended      Ended         // how it ended
+	Cause      error         // for the operator; nil on success
+	BytesUp    int64         // body bytes sent upstream
+	BytesDown  int64         // body bytes sent to the caller
+	FirstByte  time.Duration // from sending to the first body byte or event of the answer; 0 when none came
+	Upstream   time.Duration // from sending to the upstream's last byte
+	Events     int64         // SSE events relayed
+	UpMessage  string        // the upstream's own error text, for the operator's log only, bounded to 2 KiB
+	InterEvent time.Duration // mean time between content events of a stream; 0 when fewer than two
+}
