@@ -1,0 +1,83 @@
+package vllm
+
+// Table is what may stand in the body of one operation. The tables are the text files in fields/, in the language
+// that tables.go describes; docs/operations.md is generated from them.
+type Table struct {
+	Operations []string // the operations that share this table
+	Body       *Shape   // the shape of the whole body: an Object
+}
+
+// Kind is the JSON kind, narrowed where vLLM's pydantic models would coerce.
+type Kind uint8
+
+// The kinds. The zero Kind accepts nothing.
+const (
+	NoKind  Kind = iota
+	String       // a JSON string
+	Integer      // an integer literal, or N.0, which is sent up as N
+	Number       // any JSON number
+	Boolean      // true or false: never 0, 1 or "yes" (pydantic would take them)
+	Object       // members by Fields; what Fields does not name is unknown
+	Array        // of Elem
+	Map          // any member names, values of Elem (names limited to Names when it is not empty)
+	Union        // the first of Any whose JSON kind fits (kinds do not overlap, but for Integer and Number)
+	Choice       // an object whose shape is chosen by the string member Tag
+	Free         // any JSON: no field rules inside, only the bounds on depth and size
+)
+
+// Shape is what a JSON value may be. null always equals absent: it is removed, and counts as absent for caps.
+type Shape struct {
+	Name     string // of Object and Choice shapes, for messages and the docs
+	Kind     Kind
+	Min, Max int64             // Integer and Number: the range, inclusive, when Bounded
+	Bounded  bool              // Min and Max hold
+	MaxLen   int64             // String: bytes of its UTF-8; Array, Map: elements; 0 is no bound of its own
+	Enum     []string          // String: the accepted values; nil is any
+	DataURL  bool              // String: must be a data: URL (RFC 2397): vLLM would fetch anything else
+	Fields   map[string]*Field // Object
+	Elem     *Shape            // Array, Map
+	Names    []string          // Map: the accepted member names; nil is any
+	Any      []*Shape          // Union
+	Tag      string            // Choice: the member that chooses; absent or null chooses the variant ""
+	Variants map[string]*Field // Choice: tag value → what to do with such an object; "*" is any other value
+}
+
+// Action is what becomes of a field that is present and not null.
+type Action uint8
+
+// The actions. The zero Action refuses.
+const (
+	Refuse Action = iota // 403 forbidden_parameter, unless the value equals one of Equal: then it is dropped
+	Drop                 // removed, and named in the record: a hint that vLLM ignores, or that must not reach it
+	Pass                 // checked against its shape and sent as it stands
+	Write                // the gateway writes its own value over it (model, cache_salt, store); the caller's never passes
+)
+
+// Field is one row of a table.
+type Field struct {
+	Name   string
+	Action Action
+	Shape  *Shape   // nil for Drop and Refuse: any value
+	Equal  []string // Refuse: JSON literals that equal vLLM's default, compared after compaction
+	Fact   Fact     // what the gateway learns from the value
+	Reason string   // a Reason's code when the refusal is not forbidden_parameter ("thread_unsupported")
+	Why    string   // one sentence for the reviewer, the docs and the refusal's sentence
+}
+
+// Fact is what a field tells the gateway.
+type Fact uint8
+
+// The facts. A table names them by the words in factNames.
+const (
+	NoFact           Fact = iota
+	FactModel             // the model that is asked for
+	FactStream            // whether the answer is a stream
+	FactIncludeUsage      // stream_options.include_usage
+	FactContinuous        // stream_options.continuous_usage_stats
+	FactOutputCap         // most tokens to generate; the smallest of several wins
+	FactChoices           // n: answers per prompt
+	FactInputs            // the prompts, texts, documents or token ids: their number counts
+	FactSalt              // the field exists for a cache salt
+	FactStore             // responses: whether to keep the answer on the server
+	FactTools             // tools are offered
+)
