@@ -1,13 +1,16 @@
 package vllm
 
-// Table is what may stand in the body of one operation. The tables are the text files in fields/, in the language
-// that tables.go describes; docs/operations.md is generated from them.
+// Table is what may stand in the body of an operation. The tables are the text files in fields/, in the language that
+// tables.go describes; docs/operations.md is generated from them. The fields of a form are the fields of Body, each
+// value being the text that a JSON value of that shape would be, without quotes for strings; a field whose shape is
+// an Array may stand several times.
 type Table struct {
 	Operations []string // the operations that share this table
 	Body       *Shape   // the shape of the whole body: an Object
 }
 
-// Kind is the JSON kind, narrowed where vLLM's pydantic models would coerce.
+// Kind is the JSON kind, narrowed where vLLM's pydantic models would coerce. An Integer always has bounds: at least
+// those of int64, which vLLM's own fields have and Python's integers have not.
 type Kind uint8
 
 // The kinds. The zero Kind accepts nothing.
@@ -23,6 +26,7 @@ const (
 	Union        // the first of Any whose JSON kind fits (kinds do not overlap, but for Integer and Number)
 	Choice       // an object whose shape is chosen by the string member Tag
 	Free         // any JSON: no field rules inside, only the bounds on depth and size
+	File         // forms only: the part that carries a file; never a JSON value
 )
 
 // Shape is what a JSON value may be. null always equals absent: it is removed, and counts as absent for caps.
@@ -37,9 +41,9 @@ type Shape struct {
 	Fields   map[string]*Field // Object
 	Elem     *Shape            // Array, Map
 	Names    []string          // Map: the accepted member names; nil is any
-	Any      []*Shape          // Union
+	Any      []*Shape          // Union: no union inside, and each arm has another JSON kind
 	Tag      string            // Choice: the member that chooses; absent or null chooses the variant ""
-	Variants map[string]*Field // Choice: tag value → what to do with such an object; "*" is any other value
+	Variants map[string]*Field // Choice: tag value → what to do with such an object; "*" is any other value; both are always there. Dropped in an Array, the element goes. The member Tag is a field of each variant's shape
 }
 
 // Action is what becomes of a field that is present and not null.
@@ -57,7 +61,7 @@ const (
 type Field struct {
 	Name   string
 	Action Action
-	Shape  *Shape   // nil for Drop and Refuse: any value
+	Shape  *Shape   // nil for Drop and Refuse: any value. For Write, what the caller may have sent
 	Equal  []string // Refuse: JSON literals that equal vLLM's default, compared after compaction
 	Fact   Fact     // what the gateway learns from the value
 	Reason string   // a Reason's code when the refusal is not forbidden_parameter ("thread_unsupported")

@@ -15,7 +15,7 @@ type Operation struct {
 	Opens    []Opening `json:"opens"`    // what has to be set for it to exist, per range of releases
 	Guarded  []Guard   `json:"guarded"`  // whether vLLM's own key check covers it, per range of releases
 	Allows   string    `json:"allows"`   // what it discloses, or lets a caller do, in one sentence
-	Query    []string  `json:"query"`    // query keys that vLLM reads; never forwarded unless listed in Forward
+	Query    []string  `json:"query"`    // query keys that vLLM reads; none is ever forwarded
 	Request  BodyKind  `json:"request"`  // what body it takes
 	Response ReplyKind `json:"response"` // what it answers
 	Streams  bool      `json:"streams"`  // answers server-sent events when the body says "stream": true
@@ -24,6 +24,9 @@ type Operation struct {
 	Grant    Grantable `json:"grant"`    // how a role can be given it
 	Why      string    `json:"why"`      // when Grant is Never: why, in words for the operator
 	Answered bool      `json:"answered"` // Vallum answers it itself and never forwards it
+	Ours     bool      `json:"ours"`     // no release of vLLM serves it: clients ask for it, and Vallum answers
+	Mount    bool      `json:"mount"`    // a mount or wildcard of Starlette's, which matches more than its path: never looked up
+	Salt     string    `json:"salt"`     // first release whose body has a cache_salt; "" when none has
 }
 
 // Opening is a condition under which releases From..To register the route; To "" means up to the newest.
@@ -96,6 +99,6 @@ type Grantable string
 const (
 	Never        Grantable = ""
 	ByGroup      Grantable = "group"       // by its id, or with its group
-	ByID         Grantable = "id"          // by its id only
+	IDOnly       Grantable = "id"          // by its id only
 	Acknowledged Grantable = "acknowledge" // by its id only, with acknowledge: "<id>" beside it
 )
