@@ -51,3 +51,23 @@ type Outcome struct {
 	UpMessage  string        // the upstream's own error text, for the operator's log only, bounded to 2 KiB
 	InterEvent time.Duration // mean time between content events of a stream; 0 when fewer than two
 }
+
+// Cut is the cause (context.Cause) with which the gateway itself ends a request that runs: a key that was revoked, a
+// deadline of the shutdown. A context that ends with any other cause means that the client left.
+type Cut struct{ Ended Ended }
+
+// The causes there are.
+var (
+	ErrRevoked = &Cut{KeyRevoked}
+	ErrDrained = &Cut{Drained}
+)
+
+func (c *Cut) Error() string { return "request ended by the gateway: " + c.Ended.String() }
+
+// Reason is what the caller is told.
+func (c *Cut) Reason() Reason {
+	if c.Ended == KeyRevoked {
+		return Revoked
+	}
+	return ShuttingDown
+}

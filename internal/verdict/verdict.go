@@ -17,6 +17,7 @@ type Verdict struct {
 	param   string
 	detail  string
 	after   time.Duration
+	final   bool
 }
 
 // Allow is the verdict that lets the request go on to the next stage.
@@ -59,8 +60,18 @@ func (v Verdict) Message() string {
 // After says when trying again may help; it becomes Retry-After, rounded up to whole seconds (RFC 9110 §10.2.3).
 func (v Verdict) After(d time.Duration) Verdict { v.after = d; return v }
 
+// Final says that this refusal stays what it is however long the caller waits, although others of its reason pass:
+// there is no Retry-After, and the answer carries x-should-retry: false.
+func (v Verdict) Final() Verdict { v.final = true; return v }
+
+// ShouldNotRetry reports whether the answer carries x-should-retry: false, for its reason or because it is Final.
+func (v Verdict) ShouldNotRetry() bool { return v.final || v.reason.ShouldNotRetry() }
+
 // RetryAfter is what After set, or the reason's own default, or zero when trying again does not help.
 func (v Verdict) RetryAfter() time.Duration {
+	if v.final {
+		return 0
+	}
 	if v.after > 0 {
 		return v.after
 	}
