@@ -1,0 +1,3 @@
+module github.com/vallum/vallum/tools
+
+go 1.26.0

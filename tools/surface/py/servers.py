@@ -1,0 +1,81 @@
+"""Every HTTP server of a release: the API server first, then whatever else makes an application."""
+
+import ast
+
+from values import Class, Func, Obj, Param, Router, Scope
+
+# Where an application is made -> the name of its server. Others are named after their module and reported.
+NAMES = (
+    ("entrypoints.launchers.dp_supervisor", "dp-supervisor"),
+    ("entrypoints.cli.preload", "weight-cache-preload"),
+    ("hf3fs", "hf3fs-metadata"),
+    ("mooncake", "mooncake-bootstrap"),
+    ("dp_supervisor", "dp-supervisor"),
+)
+LEGACY = ("vllm.entrypoints.api_server",)
+# Ways of serving HTTP that this program does not read.
+OTHERS = ("aiohttp.web", "http.server", "flask", "quart", "sanic", "tornado.web", "wsgiref")
+
+
+class Servers:
+    def __init__(self, index, walker):
+        self.index, self.walker = index, walker
+
+    def find(self):
+        """[(server, Router)], the API server first."""
+        api, rest = [], []
+        for name, rel in self.index.paths():
+            if not name.startswith("vllm."):
+                continue
+            with open(self.index.root + "/" + rel, encoding="utf-8", errors="replace") as f:
+                text = f.read()
+            if "FastAPI(" in text or "Starlette(" in text:
+                module = self.index.module(name)
+                for found in self.makers(module) if module else []:
+                    server = self.server(module, found)
+                    (api if server == "api" else rest).append((server, module, found))
+            self.other_frameworks(name, rel, text)
+        if not api:
+            self.walker.report("server", "vllm", 0, "no function build_app found: the API server was not read")
+        out = []
+        for server, module, maker in api + rest:
+            out += [(server, app) for app in self.run(module, maker)]
+        return out
+
+    def other_frameworks(self, name, rel, text):
+        if any(f"import {o}" in text or f"from {o} import" in text for o in OTHERS) or "import web\n" in text and "aiohttp" in text:
+            self.walker.report("server", rel, 0, "serves HTTP by another framework, not read")
+
+    def makers(self, module):
+        """The outermost functions, classes or statements of a module that call FastAPI(...)."""
+        for stmt in module.tree.body:
+            calls = [n for n in ast.walk(stmt) if isinstance(n, ast.Call) and ast.unparse(n.func).split(".")[-1] in ("FastAPI", "Starlette")]
+            if calls:
+                yield stmt
+
+    def server(self, module, maker):
+        if getattr(maker, "name", "") == "build_app" and module.name not in LEGACY:
+            return "api"
+        if module.name in LEGACY:
+            return "legacy-demo"
+        for part, name in NAMES:
+            if part in module.name:
+                return name
+        self.walker.report("server", module.rel, maker.lineno, "a server of its own that has no name here")
+        return module.name.split(".")[-1].replace("_", "-")
+
+    def run(self, module, maker):
+        walker = self.walker
+        walker.cond, walker.hosting = True, {}
+        if isinstance(maker, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            walker.module_scope(module)
+            found = walker.run(Func(module, maker, walker.module_scope(module)), [], {}, entry=True)
+            apps = [found] if isinstance(found, Router) else []
+        elif isinstance(maker, ast.ClassDef):
+            obj = walker.construct(Class(module, maker), [], {})
+            apps = [v for v in obj.attrs.values() if isinstance(v, Router)] if isinstance(obj, Obj) else []
+        else:
+            apps = [v for v in walker.module_scope(module).names.values() if isinstance(v, Router) and v.is_app]
+        if not apps:
+            walker.report("server", module.rel, maker.lineno, "makes an application that could not be followed")
+        return apps
