@@ -1,0 +1,244 @@
+package vllm
+
+import (
+	"bytes"
+	"strconv"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// Usage is what a reply says it cost.
+type Usage struct {
+	Prompt     int64 // input tokens, cached ones included; each prompt counted once, not times n
+	Cached     int64 // of Prompt, those that came from the prefix cache
+	Completion int64 // output tokens, of all choices
+	Seconds    int64 // of sound, where vLLM counts time and no tokens (audio with usage type "duration")
+	Counted    bool  // the tokens are vLLM's own numbers
+}
+
+// maxTokens is far above what a reply can hold; a larger number is an upstream that lies, and counts as none.
+const maxTokens = 1 << 40
+
+// ReadUsage finds the usage in a whole JSON reply, in the data of one streamed event, or in the "metadata" header of
+// embeddings as bytes (http.md of vLLM 0.32.0: EmbeddingBytesResponse). It reports whether there was any. Null,
+// negative, fractional and absurd numbers, duplicate members and whatever is not JSON count as no usage at all:
+// a number that is not believed must not be charged, and the caller falls back to its reservation.
+//
+// In a stream the events add up by Merge: the numbers are of the whole answer, except that continuous_usage_stats
+// are of one choice and only the last event sums (measured on 0.32.0).
+func ReadUsage(op *Operation, raw []byte) (Usage, bool) {
+	if op == nil {
+		return Usage{}, false
+	}
+	var f usageFields
+	d := jsontext.NewDecoder(bytes.NewBuffer(raw))
+	if d.PeekKind() == '[' {
+		return readEach(op, d)
+	}
+	if !f.object(d, 0) {
+		return Usage{}, false
+	}
+	return f.usage(op.Dialect)
+}
+
+// readEach sums the usage of a list of replies.
+func readEach(op *Operation, d *jsontext.Decoder) (Usage, bool) {
+	if _, err := d.ReadToken(); err != nil {
+		return Usage{}, false
+	}
+	var sum Usage
+	for d.PeekKind() == '{' {
+		var f usageFields
+		if !f.object(d, 0) {
+			return Usage{}, false
+		}
+		one, ok := f.usage(op.Dialect)
+		if !ok || !one.Counted {
+			return Usage{}, false
+		}
+		sum.Prompt += one.Prompt
+		sum.Cached += one.Cached
+		sum.Completion += one.Completion
+		sum.Counted = true
+	}
+	if d.PeekKind() != ']' || sum.Prompt > maxTokens || sum.Completion > maxTokens {
+		return Usage{}, false
+	}
+	return sum, sum.Counted
+}
+
+// Merge is the usage of a stream so far and of a later event of it. Later events say more, never less: message_delta
+// has no input in some releases, and a choice's own count is below the sum. So each number is the larger one.
+func (u Usage) Merge(later Usage) Usage {
+	return Usage{
+		Prompt:     max(u.Prompt, later.Prompt),
+		Cached:     max(u.Cached, later.Cached),
+		Completion: max(u.Completion, later.Completion),
+		Seconds:    max(u.Seconds, later.Seconds),
+		Counted:    u.Counted || later.Counted,
+	}
+}
+
+// usageFields are the members of all forms of usage; -1 marks a number that is not believed.
+type usageFields struct {
+	seen                                   bool
+	input, output, cached                  count
+	cacheCreation, cacheRead, billed, secs count
+}
+
+type count struct {
+	n   int64
+	has bool
+	bad bool
+}
+
+// object reads one JSON object at the decoder and everything in it that can hold usage. It reports whether the JSON
+// was whole. Depth is bounded by the names that it descends into.
+func (f *usageFields) object(d *jsontext.Decoder, depth int) bool {
+	if tok, err := d.ReadToken(); err != nil || tok.Kind() != '{' {
+		return false
+	}
+	for d.PeekKind() != '}' {
+		tok, err := d.ReadToken()
+		if err != nil {
+			return false
+		}
+		if !f.member(d, tok.String(), depth) {
+			return false
+		}
+	}
+	_, err := d.ReadToken()
+	return err == nil
+}
+
+// member reads the value of one member of a reply. Usage stands in "usage"; inside "response" (Responses'
+// response.completed), "message" (Anthropic's message_start) and "meta" (Cohere's billed_units).
+func (f *usageFields) member(d *jsontext.Decoder, name string, depth int) bool {
+	if d.PeekKind() == '{' {
+		switch {
+		case name == "usage" && depth <= 1:
+			f.seen = true
+			return f.numbers(d)
+		case (name == "response" || name == "message" || name == "meta") && depth == 0:
+			return f.object(d, depth+1)
+		case name == "billed_units" && depth == 1:
+			f.seen = true
+			return f.numbers(d)
+		}
+	}
+	return d.SkipValue() == nil
+}
+
+// numbers reads a usage object. The names of all dialects are apart, but for input_tokens, which three share.
+func (f *usageFields) numbers(d *jsontext.Decoder) bool {
+	if _, err := d.ReadToken(); err != nil {
+		return false
+	}
+	for d.PeekKind() != '}' {
+		tok, err := d.ReadToken()
+		if err != nil {
+			return false
+		}
+		into := f.counter(tok.String())
+		switch {
+		case into == nil:
+			err = d.SkipValue()
+		case d.PeekKind() == '{':
+			// prompt_tokens_details and input_tokens_details; what else they hold is not counted
+			if !f.details(d, into) {
+				return false
+			}
+		default:
+			err = into.read(d)
+		}
+		if err != nil {
+			return false
+		}
+	}
+	_, err := d.ReadToken()
+	return err == nil
+}
+
+// counter is where the number of a member goes; nil when it is not counted.
+func (f *usageFields) counter(name string) *count {
+	switch name {
+	case "prompt_tokens", "input_tokens":
+		return &f.input
+	case "completion_tokens", "output_tokens":
+		return &f.output
+	case "prompt_tokens_details", "input_tokens_details":
+		return &f.cached
+	case "cache_creation_input_tokens":
+		return &f.cacheCreation
+	case "cache_read_input_tokens":
+		return &f.cacheRead
+	case "image_tokens":
+		return &f.billed // Cohere bills them beside input_tokens
+	case "seconds":
+		return &f.secs
+	}
+	return nil
+}
+
+// details reads cached_tokens from an object of details.
+func (f *usageFields) details(d *jsontext.Decoder, into *count) bool {
+	if into != &f.cached {
+		into.bad = true
+		return d.SkipValue() == nil
+	}
+	if _, err := d.ReadToken(); err != nil {
+		return false
+	}
+	for d.PeekKind() != '}' {
+		tok, err := d.ReadToken()
+		if err != nil {
+			return false
+		}
+		if tok.String() == "cached_tokens" {
+			err = into.read(d)
+		} else {
+			err = d.SkipValue()
+		}
+		if err != nil {
+			return false
+		}
+	}
+	_, err := d.ReadToken()
+	return err == nil
+}
+
+// read takes one number. null is absent; anything that is not a count is bad.
+func (c *count) read(d *jsontext.Decoder) error {
+	raw, err := d.ReadValue()
+	if err != nil || raw.Kind() == 'n' {
+		return err
+	}
+	n, err := strconv.ParseInt(string(raw), 10, 64)
+	c.n, c.has = n, true
+	c.bad = c.bad || err != nil || n < 0 || n > maxTokens
+	return nil
+}
+
+// usage puts the numbers together.
+func (f *usageFields) usage(dialect Dialect) (Usage, bool) {
+	for _, c := range []*count{&f.input, &f.output, &f.cached, &f.cacheCreation, &f.cacheRead, &f.billed, &f.secs} {
+		if c.bad {
+			return Usage{}, false
+		}
+	}
+	if !f.seen {
+		return Usage{}, false
+	}
+	u := Usage{Prompt: f.input.n, Cached: f.cached.n, Completion: f.output.n, Seconds: f.secs.n}
+	if dialect == Anthropic {
+		// With prompt token details on, input_tokens excludes what was cached or is cached now (measured on 0.32.0).
+		u.Prompt += f.cacheCreation.n + f.cacheRead.n
+		u.Cached = f.cacheRead.n
+	}
+	u.Prompt += f.billed.n
+	u.Counted = f.input.has || f.output.has
+	if u.Cached > u.Prompt || u.Prompt > maxTokens {
+		return Usage{}, false
+	}
+	return u, u.Counted || f.secs.has
+}
