@@ -25,7 +25,7 @@ const (
 	Map          // any member names, values of Elem (names limited to Names when it is not empty)
 	Union        // the first of Any whose JSON kind fits (kinds do not overlap, but for Integer and Number)
 	Choice       // an object whose shape is chosen by the string member Tag
-	Free         // any JSON: no field rules inside, only the bounds on depth and size
+	Free         // any JSON: no field rules inside, nulls stay; only the bounds on depth and size
 	File         // forms only: the part that carries a file; never a JSON value
 )
 
@@ -35,7 +35,7 @@ type Shape struct {
 	Kind     Kind
 	Min, Max int64             // Integer and Number: the range, inclusive, when Bounded
 	Bounded  bool              // Min and Max hold
-	MaxLen   int64             // String: bytes of its UTF-8; Array, Map: elements; 0 is no bound of its own
+	MaxLen   int64             // String: bytes of its UTF-8; Array, Map: elements; 0 is no bound of its own. In an Array of a Union with Integer only what is no number counts: a list of token ids is one prompt
 	Enum     []string          // String: the accepted values; nil is any
 	DataURL  bool              // String: must be a data: URL (RFC 2397): vLLM would fetch anything else
 	Fields   map[string]*Field // Object
