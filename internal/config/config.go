@@ -1,0 +1,141 @@
+// Package config is vallum.yaml as a documented type, and reading it: all problems at once, each where it stands.
+// It refuses unknown keys, secrets written out, and everything that is not said; it reads no file and no environment.
+package config
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Config is vallum.yaml. Every field's zero value is the closed one: absent never means open.
+type Config struct {
+	Version   int               `yaml:"version" jsonschema_description:"The format of this file: 1."`
+	Listen    []Listener        `yaml:"listen" jsonschema_description:"Where clients connect. Default: 127.0.0.1:8080 in plain HTTP."`
+	Probes    string            `yaml:"probes" jsonschema_description:"Address of /livez, /readyz and /metrics, and nothing else. Default: 127.0.0.1:8081; \"off\" for none."`
+	Admin     string            `yaml:"admin" jsonschema_description:"UNIX socket of the administration, as unix:/run/vallum/admin.sock. Default: none."`
+	State     string            `yaml:"state" jsonschema_description:"Directory (0700) of the key store, the audit log and spooled uploads. Default: /var/lib/vallum for root, the XDG state folder otherwise."`
+	Upstreams []Upstream        `yaml:"upstreams" jsonschema_description:"The vLLM servers."`
+	Aliases   map[string]string `yaml:"aliases" jsonschema_description:"Names that clients hard-code, and the served model that each means. The reply says the name that was asked."`
+	Roles     map[string]Role   `yaml:"roles" jsonschema_description:"What keys may do, by role. Built in: inference, monitor, operator."`
+	KeysFile  string            `yaml:"keys_file" jsonschema_description:"File of keys (name, role, SHA-256), in addition to the key store."`
+	Bodies    Bodies            `yaml:"bodies" jsonschema_description:"Caps on request bodies."`
+	Audit     Audit             `yaml:"audit" jsonschema_description:"The record of every request."`
+	CORS      CORS              `yaml:"cors" jsonschema_description:"Browsers that may call. Default: none."`
+	Timeouts  Timeouts          `yaml:"timeouts" jsonschema_description:"Deadlines. There is no total deadline on a stream that moves."`
+	Errors    string            `yaml:"upstream_errors" jsonschema_description:"replace (default): callers get Vallum's sentence for an upstream's error; pass: they get the upstream's own text, which may hold paths and parts of the input."`
+	Cached    bool              `yaml:"show_cached_tokens" jsonschema_description:"Show callers how many of their prompt tokens came from the prefix cache. Default: false."`
+}
+
+// Listener is one address that clients connect to.
+type Listener struct {
+	Address      string   `yaml:"address" jsonschema_description:"HOST:PORT, or unix:/path of a UNIX socket. Port 0 takes a free one and prints it."`
+	TLS          *TLS     `yaml:"tls" jsonschema_description:"Certificate and key; reloaded when the files change."`
+	TerminatedBy []string `yaml:"terminated_by" jsonschema_description:"Networks (CIDR) of the proxies that end TLS: connections from elsewhere are refused, and X-Forwarded-For is believed from there only."`
+	Insecure     bool     `yaml:"insecure_plain_http" jsonschema_description:"Listen in plain HTTP on an address that is not loopback: keys and prompts cross the network in clear."`
+}
+
+// TLS names the files of a listener's certificate.
+type TLS struct {
+	Certificate string `yaml:"certificate" jsonschema_description:"PEM file of the certificate chain."`
+	Key         string `yaml:"key" jsonschema_description:"PEM file of the private key."`
+}
+
+// Upstream is one vLLM server.
+type Upstream struct {
+	Name        string   `yaml:"name" jsonschema_description:"What records and metrics call it."`
+	URL         string   `yaml:"url" jsonschema_description:"http://HOST:PORT, https://HOST:PORT or unix:/path, without a path: vLLM is run without --root-path."`
+	KeyFile     string   `yaml:"key_file" jsonschema_description:"File that holds vLLM's own key (--api-key). No client ever sees it."`
+	Key         Secret   `yaml:"key" jsonschema_description:"The same from ${env:NAME} or ${credential:NAME} (systemd). Never the key itself."`
+	Models      []string `yaml:"models" jsonschema_description:"The models it serves. Default: what its /v1/models lists."`
+	CA          string   `yaml:"ca" jsonschema_description:"PEM file of the authorities that may have signed its certificate. Default: the system's."`
+	Certificate string   `yaml:"certificate" jsonschema_description:"PEM file of the client certificate that it asks for."`
+	CertKey     string   `yaml:"certificate_key" jsonschema_description:"PEM file of the client certificate's private key."`
+	SharedCache bool     `yaml:"insecure_shared_prefix_cache" jsonschema_description:"Serve several tenants although the release has no cache_salt: their prompts can be told from timing."`
+}
+
+// Role grants operations on models.
+type Role struct {
+	Operations []Operation `yaml:"operations" jsonschema_description:"Operation ids, or groups as \"@inference\". See docs/operations.md."`
+	Models     []string    `yaml:"models" jsonschema_description:"Model names, or \"*\" for all that the upstreams serve."`
+	Limits     Limits      `yaml:"limits" jsonschema_description:"What each key of the role may use; counted per key."`
+	MaxOutput  int64       `yaml:"max_output_tokens" jsonschema_description:"Cap on the output tokens of one answer: written into requests that have none, and larger ones are refused."`
+	Unknown    string      `yaml:"unknown_fields" jsonschema_description:"drop (default): fields that no table names do not reach vLLM and are named in the record; refuse: they are refused."`
+}
+
+// Operation is an id or a group; for the most dangerous ones a mapping with an acknowledgement.
+type Operation struct {
+	ID          string `yaml:"id" jsonschema_description:"The operation's id."`
+	Acknowledge string `yaml:"acknowledge" jsonschema_description:"The id again, for operations of the groups development and profiler."`
+}
+
+// Limits are what one key may use; absent is no limit of its kind.
+type Limits struct {
+	RequestsPerMinute int64 `yaml:"requests_per_minute" jsonschema_description:"Requests per minute, refilled evenly."`
+	Burst             int64 `yaml:"burst" jsonschema_description:"Requests at once. Default: requests_per_minute."`
+	Concurrent        int64 `yaml:"concurrent" jsonschema_description:"Requests that run at the same time."`
+	TokensPerMinute   int64 `yaml:"tokens_per_minute" jsonschema_description:"Prompt and completion tokens per minute: reserved before, settled by the real usage."`
+}
+
+// Bodies caps request bodies.
+type Bodies struct {
+	MaxJSON     Size `yaml:"max_json" jsonschema_description:"Largest JSON body. Default: 8MiB."`
+	MaxForm     Size `yaml:"max_form" jsonschema_description:"Largest form (audio). Default: 32MiB."`
+	MaxBuffered Size `yaml:"max_buffered" jsonschema_description:"Bytes of the bodies of all running requests. Default: 256MiB."`
+	MaxReply    Size `yaml:"max_reply" jsonschema_description:"Largest reply that is not a stream. Default: 64MiB."`
+}
+
+// Audit configures the record.
+type Audit struct {
+	Sync     string   `yaml:"sync" jsonschema_description:"When lines are forced to disk: interval (default, every second), always, none. A killed process loses nothing in any of them."`
+	Retain   Duration `yaml:"retain" jsonschema_description:"How long whole segments are kept. Default: for ever."`
+	Segment  Size     `yaml:"max_segment" jsonschema_description:"Size at which a segment is sealed. Default: 64MiB."`
+	Rotation Duration `yaml:"max_segment_age" jsonschema_description:"Age at which a segment is sealed. Default: 24h."`
+}
+
+// CORS lists the browser origins that may call.
+type CORS struct {
+	Origins []string `yaml:"origins" jsonschema_description:"Exact origins, such as https://chat.example.com. \"*\" is refused."`
+}
+
+// Timeouts are the deadlines of the data path.
+type Timeouts struct {
+	Header        Duration `yaml:"header" jsonschema_description:"For the request's headers. Default: 10s."`
+	Body          Duration `yaml:"body" jsonschema_description:"For the request's body. Default: 60s."`
+	Idle          Duration `yaml:"idle" jsonschema_description:"For a client connection between requests. Default: 90s."`
+	Write         Duration `yaml:"write" jsonschema_description:"For one write to a client that does not read. Default: 30s."`
+	Connect       Duration `yaml:"connect" jsonschema_description:"For connecting to an upstream. Default: 5s."`
+	FirstByte     Duration `yaml:"first_byte" jsonschema_description:"For an upstream's first byte: queueing and prefill count. Default: 10m."`
+	BetweenEvents Duration `yaml:"between_events" jsonschema_description:"Between two events of a stream. Default: 2m."`
+	Drain         Duration `yaml:"drain" jsonschema_description:"For running requests after SIGTERM. Default: 30s."`
+}
+
+// Duration is a length of time, written as 90s, 15m, 24h or 90d. Zero is "not given".
+type Duration time.Duration
+
+// Size is a number of bytes, written as 1000, 64KiB, 8MiB or 2GiB. Zero is "not given".
+type Size int64
+
+// Secret says where a secret is, never the secret: ${env:NAME} or ${credential:NAME}.
+type Secret struct{ From, Name string }
+
+// IsZero reports whether no secret is given.
+func (s Secret) IsZero() bool { return s == Secret{} }
+
+// String is the reference as it is written.
+func (s Secret) String() string {
+	if s.IsZero() {
+		return ""
+	}
+	return "${" + s.From + ":" + s.Name + "}"
+}
+
+// ProxyNetworks are the networks of terminated_by. Parse has checked them.
+func (l Listener) ProxyNetworks() []netip.Prefix {
+	var nets []netip.Prefix
+	for _, s := range l.TerminatedBy {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			nets = append(nets, p.Masked())
+		}
+	}
+	return nets
+}

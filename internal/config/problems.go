@@ -1,0 +1,100 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Problem is one thing that is wrong with a configuration, where it stands, and what would be right.
+type Problem struct {
+	Line   int    `json:"line"`   // from 1; 0 when it stands nowhere
+	Column int    `json:"column"` // from 1
+	Path   string `json:"path"`   // such as roles.team.models[0]
+	What   string `json:"what"`
+	Right  string `json:"right,omitempty"`
+}
+
+// Problems are all that is wrong with one file.
+type Problems struct {
+	File string
+	List []Problem
+	text []string
+}
+
+func (p *Problems) Error() string {
+	return fmt.Sprintf("%s: %d problem(s)", p.File, len(p.List))
+}
+
+// Text shows every problem with its line and a caret under the place.
+func (p *Problems) Text() string {
+	var b strings.Builder
+	for _, one := range p.List {
+		fmt.Fprintf(&b, "%s:%d:%d: %s: %s\n", p.File, one.Line, one.Column, one.Path, one.What)
+		if one.Line < 1 || one.Line > len(p.text) {
+			if one.Right != "" {
+				fmt.Fprintf(&b, "      right would be: %s\n", one.Right)
+			}
+			continue
+		}
+		fmt.Fprintf(&b, "%5d | %s\n", one.Line, p.shown(one))
+		fmt.Fprintf(&b, "      | %s^ %s\n", strings.Repeat(" ", max(one.Column-1, 0)), one.Right)
+	}
+	fmt.Fprintf(&b, "%d problem(s); nothing was changed\n", len(p.List))
+	return b.String()
+}
+
+// shown is the line of a problem; one that holds a secret is cut before it.
+func (p *Problems) shown(one Problem) string {
+	line := strings.TrimRight(p.text[one.Line-1], "\r")
+	if one.What == SecretInFile && one.Column-1 <= len(line) {
+		return line[:one.Column-1] + "…"
+	}
+	for _, other := range p.List {
+		if other.Line == one.Line && other.What == SecretInFile && other.Column-1 <= len(line) {
+			return line[:other.Column-1] + "…"
+		}
+	}
+	return line
+}
+
+func (p *Problems) sort() {
+	slices.SortStableFunc(p.List, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+}
+
+// nearest names the accepted word that is most like the one written, and all of them when none is.
+func nearest(word string, words []string) string {
+	best, least := "", len(word)/2+1
+	for _, w := range words {
+		if d := distance(word, w); d < least {
+			best, least = w, d
+		}
+	}
+	if best == "" {
+		return "one of: " + strings.Join(words, ", ")
+	}
+	return best
+}
+
+// distance is Levenshtein's, on bytes.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			next := diagonal
+			if a[i] != b[j] {
+				next = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], next
+		}
+	}
+	return row[len(b)]
+}

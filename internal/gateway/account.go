@@ -1,0 +1,108 @@
+package gateway
+
+import (
+	"time"
+
+	"github.com/vallum/vallum/internal/audit"
+	"github.com/vallum/vallum/internal/verdict"
+	"github.com/vallum/vallum/internal/vllm"
+)
+
+// usage is what the reply said of tokens, or our bound when it said nothing: a client that leaves early is counted by
+// the events that it got, and its prompt by the bytes that it sent.
+func (x *Exchange) usage() vllm.Usage {
+	if x.reply == nil || !x.outcome.Written && x.outcome.UpStatus >= 400 {
+		return vllm.Usage{}
+	}
+	u := x.reply.Usage()
+	if u.Counted {
+		return u
+	}
+	if x.outcome.Ended == verdict.Complete || x.outcome.BytesUp == 0 {
+		return vllm.Usage{}
+	}
+	if x.grant.Stream() {
+		return vllm.Usage{Prompt: max(u.Prompt, 0), Completion: max(u.Completion, x.reply.Chunks())}
+	}
+	return vllm.Usage{Prompt: x.reserved}
+}
+
+// settlement is how many tokens the limit is charged in the end. What the upstream counted wins; a request that it
+// refused costs nothing; one whose work may have been done although nobody counted it costs what can be shown, and a
+// whole answer that never came its reservation.
+func (x *Exchange) settlement(u vllm.Usage) int64 {
+	switch {
+	case u.Counted:
+		return u.Prompt + u.Completion
+	case x.outcome.UpStatus >= 400 || x.outcome.BytesUp == 0 || x.outcome.Ended == verdict.Complete:
+		return 0
+	case x.grant.Stream():
+		prompt := u.Prompt
+		if prompt == 0 {
+			prompt = min(x.facts.BodyBytes, x.reserved)
+		}
+		return min(prompt+u.Completion, x.reserved)
+	default:
+		return x.reserved
+	}
+}
+
+// record is what is known of the request so far. It holds no prompt, no output and no secret.
+func (x *Exchange) record(event audit.Event) audit.Record {
+	r := audit.Record{
+		Event: event, ID: x.request.ID, ClientRequestID: clientID(x.request.Header.Get("X-Request-Id")),
+		Principal: x.who.Name(), KeyID: x.who.KeyID(), Tenant: x.who.Tenant(), Remote: x.request.Remote.String(),
+		Operation: x.op.ID, Model: x.facts.Model, Rule: x.grant.Rule(), BytesIn: max(x.request.Length, x.facts.BodyBytes),
+		ReservedTokens: x.reserved, Dropped: append(append([]string(nil), x.facts.UnknownKeys...), x.facts.Dropped...),
+	}
+	if x.grant.Valid() {
+		r.Model = x.grant.Model()
+	}
+	if x.upstream != nil {
+		r.Upstream = x.upstream.Name()
+	}
+	for _, e := range x.grant.Edits() {
+		r.Edits = append(r.Edits, e.Name)
+	}
+	return r
+}
+
+// complete adds to the last record how it ended.
+func (x *Exchange) complete(r *audit.Record, u vllm.Usage, now time.Time) {
+	o := x.outcome
+	r.Status, r.BytesOut = o.Status, o.BytesDown
+	r.TTFTMillis, r.UpstreamMillis, r.DurationMillis = audit.Millis(o.FirstByte), audit.Millis(o.Upstream), audit.Millis(now.Sub(x.request.Arrived))
+	r.PromptTokens, r.CachedTokens, r.CompletionTokens = u.Prompt, u.Cached, u.Completion
+	switch {
+	case u.Counted:
+		r.Usage = audit.UsageCounted
+	case u.Prompt+u.Completion > 0:
+		r.Usage = audit.UsageEstimated
+	default:
+		r.Usage = audit.UsageNone
+	}
+	r.Ended = o.Ended.String()
+	if x.refused {
+		r.Reason = x.verdict.Reason().String()
+		r.Status = x.verdict.Reason().Status()
+		if o.Ended == verdict.NotForwarded {
+			r.Ended = audit.EndedRefused
+		}
+		if cause := x.verdict.Cause(); cause != nil {
+			r.Detail = cause.Error()
+		}
+	}
+}
+
+// clientID keeps a caller's own request id when it is at most 128 printable ASCII characters; it is never forwarded.
+func clientID(id string) string {
+	if len(id) > 128 {
+		return ""
+	}
+	for i := range len(id) {
+		if id[i] < 0x20 || id[i] > 0x7e {
+			return ""
+		}
+	}
+	return id
+}

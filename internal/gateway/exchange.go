@@ -1,0 +1,275 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/vallum/vallum/internal/audit"
+	"github.com/vallum/vallum/internal/identity"
+	"github.com/vallum/vallum/internal/inspect"
+	"github.com/vallum/vallum/internal/policy"
+	"github.com/vallum/vallum/internal/reply"
+	"github.com/vallum/vallum/internal/urlpath"
+	"github.com/vallum/vallum/internal/verdict"
+	"github.com/vallum/vallum/internal/vllm"
+)
+
+// Exchange is one request on its way through the stages, and what each of them found out.
+type Exchange struct {
+	gateway  *Gateway
+	request  Request
+	cancel   func(error)
+	op       *vllm.Operation
+	segments []string
+	who      identity.Principal
+	slot     Slot
+	held     *held
+	doc      *inspect.Doc
+	facts    policy.Facts
+	grant    policy.Grant
+	upstream Upstream
+	reserved int64
+	admitted bool
+	reply    *reply.Reply
+	verdict  verdict.Verdict
+	outcome  verdict.Outcome
+	refused  bool // an answer of refusal was written
+	release  func()
+}
+
+// admit is the data path before forwarding. Each line is a stage; the first refusal is the answer.
+func (x *Exchange) admit() verdict.Verdict {
+	g, req := x.gateway, x.request
+
+	// 1 match: no body, no secret; a stranger may learn the catalogue, which is public
+	path, err := urlpath.Parse(req.Target)
+	if err != nil {
+		return verdict.Refuse(verdict.AmbiguousPath, err).Saying("There is %v.", err)
+	}
+	op, segments, known := vllm.Lookup(req.Method, path.String())
+	if !known {
+		return verdict.Refuse(verdict.UnknownOperation, nil).Saying("%s", hint(req.Method, path.String()))
+	}
+	x.op, x.segments = op, segments
+
+	// 2 identify
+	who, v := g.Keys.Authenticate(req.Header, req.Remote, req.Arrived)
+	if v.Refused() {
+		return v
+	}
+	x.who = who
+
+	// 3 attempt: could any rule ever allow this? Before the body is read
+	if v := g.Policy.MayAttempt(who, op); v.Refused() {
+		return v
+	}
+	if op.Response != vllm.EmptyReply && req.Method == http.MethodGet && req.Header.Get("Upgrade") == "websocket" {
+		return verdict.Refuse(verdict.NotPermitted, fmt.Errorf("websocket upgrade on %q", op.ID)).At("Upgrade")
+	}
+
+	// 4 slot: rate and concurrency together, and memory for the body
+	slot, v := g.Limits.Take(who.KeyID(), g.Policy.LimitsOf(who), req.Arrived)
+	if v.Refused() {
+		return v
+	}
+	x.slot = slot
+
+	// 5 read: what no role can get is refused here
+	if v := x.read(); v.Refused() {
+		return v
+	}
+
+	// 6 decide
+	grant, v := g.Policy.Decide(who, op, segments, x.facts)
+	if v.Refused() {
+		return v
+	}
+	x.grant = grant
+	if v := x.choose(); v.Refused() {
+		return v
+	}
+	x.reserved = grant.Tokens(g.Policy.MaxModelLen(grant.Model()))
+	if v := x.slot.Reserve(x.reserved, req.Arrived); v.Refused() {
+		return v
+	}
+
+	// 7 record: no record, no request. From here on a revoked key ends the request
+	x.release = g.Running.Register(who.KeyID(), who.Roles(), x.cancel)
+	record := x.record(audit.Admitted)
+	if _, err := g.Records.Append(record); err != nil {
+		return verdict.Refuse(verdict.AuditUnavailable, err)
+	}
+	x.admitted = true
+	g.Meter.Began(op.ID)
+	return verdict.Allow()
+}
+
+// read takes memory for the body, reads it within its cap, and learns the facts.
+func (x *Exchange) read() verdict.Verdict {
+	x.facts = policy.Facts{Upstream: x.request.Header.Get("X-Vallum-Upstream")}
+	if x.request.Length == 0 && x.op.Request == vllm.NoBody {
+		return verdict.Allow()
+	}
+	limits := x.gateway.Settings.Body
+	most := limits.MaxJSONBytes
+	if x.op.Request == vllm.FormBody {
+		most = limits.MaxFormBytes
+	}
+	if x.request.Length > most {
+		return verdict.Refuse(verdict.BodyTooLarge, nil).Saying("At most %d bytes are accepted.", most)
+	}
+	held, v := x.gateway.Memory.hold(x.request.Body, x.request.Length)
+	if v.Refused() {
+		return v
+	}
+	x.held = held
+	table, _ := vllm.FieldsOf(x.op.ID)
+	doc, v := inspect.Read(inspect.Request{
+		Operation: x.op, Table: table, Body: held, Length: x.request.Length, SpoolDir: x.gateway.Settings.SpoolDir,
+		ContentType: x.request.Header.Values("Content-Type"), ContentEncoding: x.request.Header.Values("Content-Encoding"),
+	}, limits)
+	if held.refused {
+		return verdict.Refuse(verdict.Busy, nil)
+	}
+	if v.Refused() {
+		return v
+	}
+	upstream := x.facts.Upstream
+	x.doc, x.facts = doc, doc.Facts()
+	x.facts.Upstream = upstream
+	return verdict.Allow()
+}
+
+// choose finds a live upstream for the grant. What Vallum answers itself needs none.
+func (x *Exchange) choose() verdict.Verdict {
+	if x.op.Answered {
+		return verdict.Allow()
+	}
+	up, v := x.gateway.Upstreams.Pick(x.grant)
+	if v.Refused() {
+		return v
+	}
+	x.upstream = up
+	return verdict.Allow()
+}
+
+// forward is stages 8 and 9: the body is rewritten by the grant's edits, sent, and the reply metered on its way.
+func (x *Exchange) forward(ctx context.Context, w http.ResponseWriter) {
+	if names := x.dropped(); names != "" {
+		w.Header().Set("X-Vallum-Dropped", names)
+	}
+	if x.op.Answered {
+		x.answer(w)
+		return
+	}
+	settings := x.gateway.Settings
+	body, err := x.rewrite()
+	if err != nil {
+		x.refuse(w, verdict.Refuse(verdict.InternalError, fmt.Errorf("rewriting the body: %w", err)))
+		return
+	}
+	x.reply = reply.New(reply.Options{
+		Operation: x.op, Model: x.grant.Asked(), Stream: x.grant.Stream(), InjectedUsage: x.grant.UsageInjected(),
+		HideCached: !settings.ShowCached, PassErrors: settings.PassErrors,
+	})
+	x.outcome = x.upstream.Send(ctx, w, Call{Grant: x.grant, ID: x.request.ID, Body: body, MaxReply: settings.MaxReply, Reply: x.reply})
+	if !x.outcome.Written {
+		x.refuse(w, x.outcome.Refusal)
+	}
+}
+
+// rewrite gives the body that goes up: the caller's bytes with the grant's named splices. The salts come from here,
+// for policy holds no secret.
+func (x *Exchange) rewrite() (inspect.Body, error) {
+	if x.doc == nil {
+		return inspect.Body{}, nil
+	}
+	edits := append([]policy.Edit(nil), x.grant.Edits()...)
+	for i := range edits {
+		if edits[i].Name == "cache_salt" {
+			edits[i].Value = strconv.Quote(x.gateway.Salts.Salt(x.who.Tenant()))
+		}
+	}
+	return x.doc.Rewrite(edits)
+}
+
+// answer serves what vLLM lacks or tells too much of: the list of this principal's models, and one of them.
+func (x *Exchange) answer(w http.ResponseWriter) {
+	models := x.gateway.Policy.ModelsOf(x.who)
+	list := make([]reply.Model, 0, len(models))
+	for _, m := range models {
+		list = append(list, reply.Model{ID: m.Name, Created: m.Created, MaxModelLen: m.MaxModelLen})
+	}
+	body := reply.ModelList(list)
+	if len(x.segments) > 0 {
+		one, ok := reply.OneModel(list, x.segments[0])
+		if !ok {
+			x.refuse(w, verdict.Refuse(verdict.UnknownOperation, fmt.Errorf("no model %q for this key", x.segments[0])).Saying("GET /v1/models lists the models of this key."))
+			return
+		}
+		body = one
+	}
+	w.Header().Set("Content-Type", "application/json")
+	n, err := w.Write(body)
+	x.outcome = verdict.Outcome{Refusal: verdict.Allow(), Written: true, Status: http.StatusOK, Ended: verdict.Complete, BytesDown: int64(n)}
+	if err != nil {
+		x.outcome.Ended = verdict.ClientLeft
+	}
+}
+
+// End settles, gives back and records; it is called once, on every way out. It is stage "always" of the data path.
+func (x *Exchange) End() {
+	now := x.gateway.Now()
+	usage := x.usage()
+	if x.slot != nil {
+		if x.reserved > 0 {
+			x.slot.Settle(x.settlement(usage), now)
+		}
+		x.slot.Release(now)
+	}
+	if x.doc != nil {
+		if err := x.doc.Close(); err != nil {
+			x.gateway.Log.Warn("closing a body", "id", x.request.ID, "error", err)
+		}
+	}
+	x.held.give()
+	if x.release != nil {
+		x.release()
+	}
+	x.write(now, usage)
+}
+
+// write makes the last record and the metrics. Refusals of nobody are counted, or a flood of strangers would fill the disk.
+func (x *Exchange) write(now time.Time, usage vllm.Usage) {
+	reason := ""
+	if x.refused {
+		reason = x.verdict.Reason().String()
+	}
+	sample := Sample{Reason: reason, Outcome: x.outcome, Prompt: usage.Prompt, Cached: usage.Cached, Completion: usage.Completion, Duration: now.Sub(x.request.Arrived), Began: x.admitted}
+	if x.op != nil {
+		sample.Operation = x.op.ID
+	}
+	if x.grant.Valid() {
+		sample.Model, sample.Role = x.grant.Model(), x.grant.Rule()
+	}
+	if x.upstream != nil {
+		sample.Upstream = x.upstream.Name()
+	}
+	x.gateway.Meter.Observe(sample)
+	if x.who.IsNobody() {
+		x.gateway.Records.Count(x.verdict.Reason().String(), x.request.Remote)
+		return
+	}
+	event := audit.Ended
+	if !x.admitted {
+		event = audit.Refused
+	}
+	record := x.record(event)
+	x.complete(&record, usage, now)
+	if _, err := x.gateway.Records.Append(record); err != nil {
+		x.gateway.Log.Error("the end of a request is not recorded", "id", x.request.ID, "error", err)
+	}
+}

@@ -1,0 +1,198 @@
+// Package gateway is the data path: Admit → Forward → End, one function that reads top to bottom.
+// It refuses every request that any of its stages did not allow, and one that it could not record.
+package gateway
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/vallum/vallum/internal/audit"
+	"github.com/vallum/vallum/internal/identity"
+	"github.com/vallum/vallum/internal/inspect"
+	"github.com/vallum/vallum/internal/policy"
+	"github.com/vallum/vallum/internal/reply"
+	"github.com/vallum/vallum/internal/verdict"
+	"github.com/vallum/vallum/internal/vllm"
+)
+
+// Gateway is one configuration's data path. It is not changed while requests run: a reload makes another one, and a
+// request keeps the one that it began with. What outlives a reload comes in through the interfaces.
+type Gateway struct {
+	Policy    *policy.Policy
+	Keys      Authenticator
+	Limits    Limiter
+	Memory    *Memory
+	Records   Recorder
+	Upstreams Picker
+	Salts     Salter
+	Running   Registry
+	Meter     Meter
+	Log       *slog.Logger
+	Now       func() time.Time
+	Settings  Settings
+}
+
+// Settings are the values of a configuration that the data path itself uses. The zero value refuses bodies.
+type Settings struct {
+	Body         inspect.Limits // caps on request bodies
+	BodyTimeout  time.Duration  // for the whole body, from its first byte
+	SpoolDir     string         // where large forms are spooled
+	ShowCached   bool           // callers see cached-token counts
+	PassErrors   bool           // `upstream_errors: pass`: callers see the upstream's own error text
+	Origins      []string       // browser origins that may call; none by default
+	TerminatedBy []netip.Prefix // proxies that end TLS: only they may connect, and only they are believed
+	MaxReply     int64          // bytes of a whole reply
+}
+
+// Authenticator says who sends a request, of its headers and the address it came from.
+type Authenticator interface {
+	Authenticate(h http.Header, remote netip.Addr, now time.Time) (identity.Principal, verdict.Verdict)
+}
+
+// Limiter takes a place for one request of the key: rate and concurrency together.
+type Limiter interface {
+	Take(keyID string, l policy.Limits, now time.Time) (Slot, verdict.Verdict)
+}
+
+// Slot is the place that Take gave. Settle and Release may be called more than once; the first call counts.
+type Slot interface {
+	Reserve(tokens int64, now time.Time) verdict.Verdict
+	Settle(tokens int64, now time.Time)
+	Release(now time.Time)
+}
+
+// Recorder appends a record and returns once it is written, and counts the refusals of nobody.
+type Recorder interface {
+	Append(audit.Record) (uint64, error)
+	Count(reason string, remote netip.Addr)
+}
+
+// Picker chooses a live upstream that may serve the grant.
+type Picker interface {
+	Pick(policy.Grant) (Upstream, verdict.Verdict)
+}
+
+// Upstream is one vLLM server.
+type Upstream interface {
+	Name() string
+	Send(ctx context.Context, w http.ResponseWriter, c Call) verdict.Outcome
+}
+
+// Call is one request for an upstream: nothing of it is the caller's but the body's bytes.
+type Call struct {
+	Grant    policy.Grant
+	ID       string
+	Body     inspect.Body
+	MaxReply int64
+	Reply    *reply.Reply
+}
+
+// Salter makes the cache salt of a tenant: a keyed value that no tenant can compute of another.
+type Salter interface{ Salt(tenant string) string }
+
+// Registry knows the running requests of each key and cancels them when the key, or a role of it, is taken away.
+type Registry interface {
+	Register(keyID string, roles []string, cancel func(error)) (release func())
+}
+
+// Meter counts requests. Its labels come from the catalogue and the configuration only.
+type Meter interface {
+	Began(op string)
+	Observe(Sample)
+}
+
+// Sample is what is counted of one request.
+type Sample struct {
+	Operation, Model, Role, Reason, Upstream string
+	Outcome                                  verdict.Outcome
+	Prompt, Cached, Completion               int64
+	Duration                                 time.Duration
+	Began                                    bool // Began was called for it
+}
+
+// Request is a request as its sender wrote it: nothing of it is trusted.
+type Request struct {
+	ID      string // ours
+	Method  string
+	Target  string // the request target as it stood on the request line
+	Header  http.Header
+	Body    io.Reader
+	Length  int64 // declared; -1 when it is not known
+	Remote  netip.Addr
+	Arrived time.Time
+}
+
+// ServeHTTP answers one request: admitted and forwarded, or refused with its reason. One request, one record.
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	req := Request{ID: newID(), Method: r.Method, Target: r.RequestURI, Header: r.Header, Body: r.Body, Length: r.ContentLength, Arrived: g.Now()}
+	w.Header().Set("X-Request-Id", req.ID)
+	var trusted verdict.Verdict
+	if req.Remote, trusted = g.remoteOf(r); trusted.Refused() {
+		g.Records.Count(trusted.Reason().String(), req.Remote)
+		writeRefusal(w, vllm.OpenAI, trusted)
+		return
+	}
+	if g.answerBrowser(w, r) {
+		return
+	}
+	ctx, cancel := context.WithCancelCause(r.Context())
+	defer cancel(nil)
+	body := g.deadlineFor(w, r.Body)
+	req.Body = body
+	x := &Exchange{gateway: g, request: req, cancel: cancel}
+	defer func() { x.end(w, recover()) }()
+	v := x.admit()
+	body.done()
+	if v.Refused() {
+		x.refuse(w, v)
+		return
+	}
+	x.forward(ctx, w)
+}
+
+// Admit runs the stages before forwarding (1–7) for a request that another proxy carries. The Exchange is never nil;
+// End must be called on it, whatever the verdict.
+func (g *Gateway) Admit(req Request, cancel func(error)) (*Exchange, verdict.Verdict) {
+	x := &Exchange{gateway: g, request: req, cancel: cancel}
+	v := x.admit()
+	x.verdict = v
+	return x, v
+}
+
+// end closes the exchange on every way out: records, settles and gives back what was taken, also after a panic.
+func (x *Exchange) end(w http.ResponseWriter, panicked any) {
+	if panicked == nil {
+		x.End()
+		return
+	}
+	aborted := panicked == http.ErrAbortHandler
+	x.outcome.Ended = verdict.Panicked
+	if !aborted {
+		x.gateway.Log.Error("panic on the data path", "id", x.request.ID, "panic", panicked, "stack", string(debug.Stack()))
+	}
+	if !x.outcome.Written && !aborted {
+		x.refuse(w, verdict.Refuse(verdict.InternalError, errors.New("panic")))
+	}
+	x.End()
+	if x.outcome.Written {
+		panic(http.ErrAbortHandler) // cut the connection: a clean end would look like success
+	}
+}
+
+// newID is 120 random bits, in an alphabet that survives every log and shell.
+func newID() string {
+	var b [15]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		panic(err) // crypto/rand never fails on the systems we run on (Go 1.24 and later crash the program)
+	}
+	return "req_" + strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))
+}
