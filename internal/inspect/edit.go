@@ -1,0 +1,197 @@
+package inspect
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/vallum/vallum/internal/policy"
+)
+
+// setting is an edit for one member of an object; kids are edits inside it.
+type setting struct {
+	name  string
+	value string // the JSON literal; "" when kids say it
+	why   string
+	kids  []setting
+}
+
+// rewrite makes the body that goes up.
+func (d *document) rewrite(edits []policy.Edit) (Body, error) {
+	settings, err := settle(edits)
+	if err != nil {
+		return Body{}, err
+	}
+	changes, err := d.changes(nil, d.open, d.top, settings)
+	if err != nil {
+		return Body{}, err
+	}
+	changes = merge(append(changes, d.cuts...))
+	body := splice(d.body, changes)
+	return Body{
+		ContentType: "application/json",
+		Bytes:       body,
+		Reader:      bytes.NewReader(body),
+		Length:      int64(len(body)),
+		Changes:     changes,
+	}, nil
+}
+
+// settle groups edits by member. A later edit of the same member wins.
+func settle(edits []policy.Edit) ([]setting, error) {
+	var all []setting
+	for _, e := range edits {
+		names := slices.Collect(jsontext.Pointer(e.Pointer).Tokens())
+		if !jsontext.Pointer(e.Pointer).IsValid() || len(names) == 0 || len(names) > 2 {
+			return nil, fmt.Errorf("edit %q: pointer %q must name a member of the body, or a member of that", e.Name, e.Pointer)
+		}
+		if !jsontext.Value(e.Value).IsValid() {
+			return nil, fmt.Errorf("edit %q: the value for %q must be JSON", e.Name, e.Pointer)
+		}
+		at := place(&all, names[0])
+		if len(names) == 2 {
+			at.why, at.value = e.Name, ""
+			at = place(&at.kids, names[1])
+		}
+		at.value, at.why, at.kids = e.Value, e.Name, nil
+	}
+	return all, nil
+}
+
+// place is the setting with a name, made when it is missing.
+func place(list *[]setting, name string) *setting {
+	i := slices.IndexFunc(*list, func(s setting) bool { return s.name == name })
+	if i < 0 {
+		i = len(*list)
+		*list = append(*list, setting{name: name})
+	}
+	return &(*list)[i]
+}
+
+// changes are those of one object: its '{' ends at open.
+func (d *document) changes(all []Change, open int, members []member, settings []setting) ([]Change, error) {
+	done := make([]bool, len(settings))
+	var seq sequence
+	for _, m := range members {
+		i := slices.IndexFunc(settings, func(s setting) bool { return d.isNamed(m, s.name) })
+		switch {
+		case i < 0 && m.with != "":
+			seq.add(&all, m.start, m.end, "")
+			all = append(all, Change{m.value, m.end, m.with, m.why})
+		case i < 0:
+			seq.add(&all, m.start, m.end, m.why)
+			if m.why == "" {
+				all, _ = d.changes(all, 0, m.kids, nil)
+			}
+		default:
+			seq.add(&all, m.start, m.end, "")
+			done[i] = true
+			var err error
+			if all, err = d.set(all, m, settings[i]); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return insert(all, open, settings, done, seq.kept), nil
+}
+
+// set changes the value of a member that stands.
+func (d *document) set(all []Change, m member, s setting) ([]Change, error) {
+	switch {
+	case s.value != "":
+		return append(all, Change{m.value, m.end, s.value, s.why}), nil
+	case m.why != "":
+		return append(all, Change{m.value, m.end, s.literal(), s.why}), nil
+	case m.open == 0:
+		return nil, fmt.Errorf("edit %q: the body's member %q is not an object with fields", s.why, s.name)
+	}
+	return d.changes(all, m.open, m.kids, s.kids)
+}
+
+// insert adds the settings whose members do not stand, right after the '{'.
+func insert(all []Change, open int, settings []setting, done []bool, kept bool) []Change {
+	var with []byte
+	var why string
+	for i, s := range settings {
+		if done[i] {
+			continue
+		}
+		if with != nil {
+			with, why = append(with, ','), why+" "
+		}
+		with = append(quoted(with, s.name), ':')
+		with = append(with, s.literal()...)
+		why += s.why
+	}
+	if with == nil {
+		return all
+	}
+	if kept {
+		with = append(with, ',')
+	}
+	return append(all, Change{open, open, string(with), why})
+}
+
+// literal is the JSON of a setting.
+func (s setting) literal() string {
+	if s.value != "" {
+		return s.value
+	}
+	object := []byte{'{'}
+	for i, kid := range s.kids {
+		if i > 0 {
+			object = append(object, ',')
+		}
+		object = append(quoted(object, kid.name), ':')
+		object = append(object, kid.value...)
+	}
+	return string(append(object, '}'))
+}
+
+// quoted appends a member's name; names of edits are the catalogue's.
+func quoted(to []byte, name string) []byte {
+	to, _ = jsontext.AppendQuote(to, name) // invalid UTF-8 becomes U+FFFD
+	return to
+}
+
+// isNamed reports whether a member has a name, however it is escaped.
+func (d *document) isNamed(m member, name string) bool {
+	raw := d.body[m.start:m.nameEnd]
+	return len(raw) >= len(name)+2 && string(unquoted(raw)) == name
+}
+
+// merge orders the changes and leaves out those inside another: a member that goes takes its own changes with it.
+func merge(changes []Change) []Change {
+	slices.SortStableFunc(changes, func(a, b Change) int {
+		if a.From == b.From && (a.From == a.To) != (b.From == b.To) {
+			return cmp.Compare(a.To, b.To) // an insertion stands before what begins at its place
+		}
+		return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(b.To, a.To))
+	})
+	kept, end := changes[:0], 0
+	for _, c := range changes {
+		if c.From < end {
+			continue
+		}
+		kept, end = append(kept, c), max(end, c.To)
+	}
+	return kept
+}
+
+// splice applies ordered changes that do not overlap.
+func splice(body []byte, changes []Change) []byte {
+	size := len(body)
+	for _, c := range changes {
+		size += len(c.With) - (c.To - c.From)
+	}
+	out, from := make([]byte, 0, size), 0
+	for _, c := range changes {
+		out = append(out, body[from:c.From]...)
+		out = append(out, c.With...)
+		from = c.To
+	}
+	return append(out, body[from:]...)
+}

@@ -1,0 +1,158 @@
+// Package inspect reads a bounded request body into a Doc and its Facts, and later makes the body that vLLM sees from
+// the caller's bytes and the Grant's edits.
+// It refuses every body that could mean one thing to Vallum and another to vLLM, and sends up no field that the
+// operation's table does not name.
+package inspect
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/vallum/vallum/internal/policy"
+	"github.com/vallum/vallum/internal/verdict"
+	"github.com/vallum/vallum/internal/vllm"
+)
+
+// Limits bound what one body may cost. The zero value refuses every body.
+type Limits struct {
+	MaxJSONBytes int64 // bytes of a JSON body
+	MaxFormBytes int64 // bytes of a multipart body
+	SpoolAbove   int64 // bytes of a form's file that stay in memory; more goes to SpoolDir
+	MaxDepth     int   // objects and arrays inside each other; vLLM's parser gives up near 990
+	MaxMembers   int   // object members in a whole body: the duplicate check remembers each name
+	MaxChanges   int   // splices in one body
+	MaxParts     int   // parts of a form
+}
+
+// Default is the limits of a gateway whose configuration says nothing else.
+func Default() Limits {
+	return Limits{
+		MaxJSONBytes: 8 << 20,
+		MaxFormBytes: 32 << 20,
+		SpoolAbove:   1 << 20,
+		MaxDepth:     64,
+		MaxMembers:   1 << 18,
+		MaxChanges:   1 << 16,
+		MaxParts:     64,
+	}
+}
+
+// Request is a body that has not been read, and what is known about it.
+type Request struct {
+	Operation       *vllm.Operation // what the caller wants to do
+	Table           *vllm.Table     // the fields of the operation; nil only when it takes no body
+	ContentType     []string        // every value of the header, in order
+	ContentEncoding []string        // every value of the header, in order
+	Length          int64           // declared bytes; -1 when unknown
+	Body            io.Reader       // nil is an empty body; its errors are read as readError documents
+	SpoolDir        string          // where a large form's file is kept until Close; "" refuses such forms
+	Upstream        string          // the X-Vallum-Upstream header, which only passes through to Facts
+}
+
+// Doc is a body that was read, checked and understood. Read makes it; its owner calls Close.
+type Doc struct {
+	facts policy.Facts
+	json  *document // nil unless the operation takes JSON
+	form  *form     // nil unless the operation takes a form
+}
+
+// Body is what goes up to vLLM.
+type Body struct {
+	ContentType string    // "" when there is no body
+	Bytes       []byte    // the whole body; nil when part of it is in the spool
+	Reader      io.Reader // the whole body again, from its beginning; valid until Close
+	Length      int64     // bytes
+	Changes     []Change  // what differs from the caller's bytes, in their order
+}
+
+// Change is one byte range of the caller's body that does not go up as it came.
+type Change struct {
+	From, To int    // the range in the caller's body; empty for an insertion
+	With     string // what stands there instead
+	Why      string // "null", "unknown", "dropped", "default", "written", "integer", "smallest cap", "form", or the name of an edit
+}
+
+// Read reads the body whole within its limit, checks it, and learns from it. A refusal names the field by its JSON
+// pointer and the position in bytes; it leaves nothing behind that has to be closed.
+func Read(r Request, lim Limits) (*Doc, verdict.Verdict) {
+	if r.Operation == nil {
+		return nil, verdict.Refuse(verdict.UnknownOperation, fmt.Errorf("no operation was given"))
+	}
+	var d *Doc
+	var err error
+	switch r.Operation.Request {
+	case vllm.NoBody:
+		d, err = readNothing(r)
+	case vllm.JSONBody:
+		d, err = readJSON(r, lim)
+	case vllm.FormBody:
+		d, err = readForm(r, lim)
+	default:
+		err = refuse(verdict.InternalError, fmt.Errorf("operation %q has an unknown kind of body %q", r.Operation.ID, r.Operation.Request))
+	}
+	if err != nil {
+		return nil, asVerdict(err)
+	}
+	d.facts.Upstream = r.Upstream
+	return d, verdict.Allow()
+}
+
+// Facts is what a decision may hang on.
+func (d *Doc) Facts() policy.Facts { return d.facts }
+
+// Rewrite makes the body for vLLM: the caller's bytes without what must not pass, and with the edits. The caller's
+// bytes stay as they were, so it can be called again. An error means that an edit does not fit the document, which is
+// a defect of Vallum.
+func (d *Doc) Rewrite(edits []policy.Edit) (Body, error) {
+	switch {
+	case d.json != nil:
+		return d.json.rewrite(edits)
+	case d.form != nil:
+		return d.form.rewrite(edits)
+	case len(edits) > 0:
+		return Body{}, fmt.Errorf("edit %q: the operation has no body", edits[0].Name)
+	}
+	return Body{Reader: strings.NewReader("")}, nil
+}
+
+// Close removes what was spooled. It may be called more than once.
+func (d *Doc) Close() error {
+	if d.form == nil {
+		return nil
+	}
+	return d.form.close()
+}
+
+// readNothing accepts the absence of a body: vLLM reads none here, so any byte could only be meant for somebody else.
+func readNothing(r Request) (*Doc, error) {
+	if r.Length > 0 {
+		return nil, badBody("", 0, "this operation takes no body")
+	}
+	if r.Body == nil {
+		return &Doc{}, nil
+	}
+	var one [1]byte
+	switch n, err := io.ReadFull(r.Body, one[:]); {
+	case n > 0:
+		return nil, badBody("", 0, "this operation takes no body")
+	case err != io.EOF:
+		return nil, readError(err)
+	}
+	return &Doc{}, nil
+}
+
+// readJSON reads a JSON body.
+func readJSON(r Request, lim Limits) (*Doc, error) {
+	if r.Table == nil || r.Table.Body == nil {
+		return nil, refuse(verdict.InternalError, fmt.Errorf("operation %q has no table of fields", r.Operation.ID))
+	}
+	if err := checkJSONType(r.ContentType, r.ContentEncoding); err != nil {
+		return nil, err
+	}
+	body, err := readAll(r.Body, r.Length, lim.MaxJSONBytes)
+	if err != nil {
+		return nil, err
+	}
+	return parseJSON(body, r.Table.Body, lim)
+}

@@ -1,0 +1,224 @@
+package inspect
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+
+	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/vallum/vallum/internal/vllm"
+)
+
+// member is a member of the body, or of an object that stands directly in it: what an edit can reach.
+type member struct {
+	start, nameEnd int      // the name's literal
+	value, end     int      // the value
+	why            string   // not "": it is removed, for this reason; or replaced, when with is not ""
+	with           string   // the value that replaces it
+	open           int      // the index after the value's '{', when its members are in kids; else 0
+	kids           []member // the members of an object that has field rules
+}
+
+// maxRecorded bounds the members of one object that has field rules; the largest table has fewer than a hundred.
+const maxRecorded = 1024
+
+// sequence makes the cuts that take members or elements out and leave valid JSON: what follows a kept one goes with the
+// comma before it, what comes before the first kept one goes with the comma after it.
+type sequence struct {
+	end  int  // where the last one ended
+	kept bool // one was kept
+	lead int  // 1 + the index of a cut that has to reach to where the next one begins
+}
+
+func (q *sequence) add(cuts *[]Change, start, end int, why string) {
+	if q.lead > 0 {
+		(*cuts)[q.lead-1].To, q.lead = start, 0
+	}
+	from := start
+	if q.kept {
+		from = q.end
+	}
+	q.end = end
+	if why == "" {
+		q.kept = true
+		return
+	}
+	*cuts = append(*cuts, Change{From: from, To: end, Why: why})
+	if !q.kept {
+		q.lead = len(*cuts)
+	}
+}
+
+// object reads an object member by member.
+func (w *walker) object(s *vllm.Shape, t tags) error {
+	if _, err := w.dec.ReadToken(); err != nil {
+		return badSyntax(w.body, err)
+	}
+	depth := w.dec.StackDepth()
+	open := int(w.dec.InputOffset())
+	var list []member
+	var seq sequence
+	var count int64
+	for w.dec.PeekKind() != '}' {
+		if count++; count > maxRecorded && s.Kind != vllm.Map {
+			return w.mismatch(fmt.Sprintf("an object may have %d members at most here", maxRecorded))
+		}
+		if s.Kind == vllm.Map && s.MaxLen > 0 && count > s.MaxLen {
+			return w.mismatch(fmt.Sprintf("the object may have %d members at most", s.MaxLen))
+		}
+		m, err := w.member(s, &t)
+		if err != nil {
+			return err
+		}
+		if depth <= 2 {
+			list = append(list, m)
+			continue
+		}
+		seq.add(&w.cuts, m.start, m.end, m.why)
+		if err := w.checkCuts(); err != nil {
+			return err
+		}
+	}
+	switch depth {
+	case 1:
+		w.open, w.top = open, list
+	case 2:
+		w.kidsOpen, w.kids = open, list
+	}
+	if _, err := w.dec.ReadToken(); err != nil {
+		return badSyntax(w.body, err)
+	}
+	return nil
+}
+
+// member reads one member: its name decides what becomes of its value.
+func (w *walker) member(s *vllm.Shape, t *tags) (m member, err error) {
+	raw, err := w.skip()
+	if err != nil {
+		return m, err
+	}
+	m.nameEnd = int(w.dec.InputOffset())
+	m.start = m.nameEnd - len(raw)
+	name := w.text(raw)
+	kind := w.dec.PeekKind()
+	m.value = w.next()
+	mark := len(w.cuts)
+	w.kidsOpen, w.kids = 0, nil
+	chosen, isTag := t.named(name)
+	switch {
+	case kind == 'n' && (s.Kind != vllm.Map || s.Elem == nil || s.Elem.Kind != vllm.Free):
+		_, err = w.skip()
+		m.why = "null"
+	case isTag && s.Fields[string(name)] == nil:
+		_, err = w.skip()
+	case s.Kind == vllm.Map:
+		m.why, err = w.mapped(s, name)
+	default:
+		m.why, err = w.field(s.Fields[string(name)])
+	}
+	if err != nil {
+		return m, err
+	}
+	if m.end = int(w.dec.InputOffset()); m.why != "" {
+		w.cuts = w.cuts[:mark]
+	} else {
+		m.open, m.kids = w.kidsOpen, w.kids
+	}
+	if isTag && kind != 'n' {
+		return m, w.checkTag(m, chosen)
+	}
+	return m, nil
+}
+
+// text is a name's text, valid until the next call.
+func (w *walker) text(raw []byte) []byte {
+	if bytes.IndexByte(raw, '\\') < 0 {
+		return raw[1 : len(raw)-1]
+	}
+	w.scratch, _ = jsontext.AppendUnquote(w.scratch[:0], raw) // the decoder has accepted it
+	return w.scratch
+}
+
+// mapped reads a value of a Map.
+func (w *walker) mapped(s *vllm.Shape, name []byte) (why string, err error) {
+	if len(s.Names) > 0 && !slices.Contains(s.Names, string(name)) {
+		return w.field(nil)
+	}
+	return w.value(s.Elem, vllm.NoFact)
+}
+
+// field reads a member's value as its row of the table says; no row is an unknown field.
+func (w *walker) field(f *vllm.Field) (why string, err error) {
+	switch {
+	case f == nil:
+		if _, err := w.skip(); err != nil {
+			return "", err
+		}
+		note(&w.facts.UnknownKeys, w.pointer())
+		return "unknown", nil
+	case f.Action == vllm.Drop:
+		if _, err := w.skip(); err != nil {
+			return "", err
+		}
+		note(&w.facts.Dropped, w.pointer())
+		return "dropped", nil
+	case f.Action == vllm.Pass:
+		return w.passed(f)
+	case f.Action == vllm.Write:
+		if f.Shape == nil {
+			_, err = w.skip()
+		} else {
+			_, err = w.passed(f)
+		}
+		return "written", err
+	}
+	raw, err := w.skip()
+	if err != nil {
+		return "", err
+	}
+	if !isDefault(raw, f.Equal) {
+		return "", forbidden(f, w.pointer(), int(w.dec.InputOffset())-len(raw))
+	}
+	return "default", nil
+}
+
+// passed reads a field that goes up if its shape holds.
+func (w *walker) passed(f *vllm.Field) (why string, err error) {
+	if f.Fact != vllm.FactOutputCap {
+		return w.value(f.Shape, f.Fact)
+	}
+	before := len(w.caps)
+	why, err = w.value(f.Shape, f.Fact)
+	if len(w.caps) > before {
+		w.caps[before].field, w.caps[before].end = f.Name, int(w.dec.InputOffset())
+	}
+	return why, err
+}
+
+// maxDefault bounds the literals that are compared with a default: none is longer.
+const maxDefault = 4 << 10
+
+// isDefault reports whether a value is one of the literals, however it is spelt (RFC 8785).
+func isDefault(raw jsontext.Value, literals []string) bool {
+	if len(raw) > maxDefault {
+		return false
+	}
+	var canonical jsontext.Value
+	for _, literal := range literals {
+		if string(raw) == literal {
+			return true
+		}
+		if canonical == nil {
+			canonical = raw.Clone()
+			if canonical.Canonicalize() != nil {
+				return false
+			}
+		}
+		want := jsontext.Value(literal)
+		if want.Canonicalize() == nil && bytes.Equal(canonical, want) {
+			return true
+		}
+	}
+	return false
+}
