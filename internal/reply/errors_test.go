@@ -52,9 +52,9 @@ func TestEveryReasonIsWellFormedAndHidesItsCause(t *testing.T) {
 		v := verdict.Refuse(r, errSecret)
 		for _, d := range []vllm.Dialect{vllm.OpenAI, vllm.Anthropic, vllm.Responses} {
 			body := Refusal(d, v)
-			var any map[string]any
-			decode(t, body, &any)
-			inner, ok := any["error"].(map[string]any)
+			var all map[string]any
+			decode(t, body, &all)
+			inner, ok := all["error"].(map[string]any)
 			if !ok || inner["message"] == "" || inner["type"] == "" {
 				t.Errorf("%s in %q: %s", r, d, body)
 			}
@@ -93,8 +93,8 @@ func TestEndEventEndsAsTheDialectDoes(t *testing.T) {
 }
 
 func TestRefusalSurvivesBytesThatAreNotUTF8(t *testing.T) {
-	var any map[string]any
-	decode(t, Refusal(vllm.OpenAI, verdict.Refuse(verdict.BadBody, nil).At("/\xff\x00\n")), &any)
+	var all map[string]any
+	decode(t, Refusal(vllm.OpenAI, verdict.Refuse(verdict.BadBody, nil).At("/\xff\x00\n")), &all)
 }
 
 func TestModelListShowsNothingOfTheDisk(t *testing.T) {
@@ -107,8 +107,12 @@ func TestModelListShowsNothingOfTheDisk(t *testing.T) {
 	if got := string(ModelList(nil)); got != `{"object":"list","data":[]}`+"\n" {
 		t.Errorf("no models: %s", got)
 	}
-	if got := string(OneModel(Model{ID: "a"})); got != `{"id":"a","object":"model","created":0,"owned_by":"vllm"}`+"\n" {
-		t.Errorf("one model: %s", got)
+	got2, ok := OneModel([]Model{{ID: "b"}, {ID: "a"}}, "a")
+	if want := `{"id":"a","object":"model","created":0,"owned_by":"vllm"}` + "\n"; !ok || string(got2) != want {
+		t.Errorf("one model: %s", got2)
+	}
+	if _, ok := OneModel([]Model{{ID: "b"}}, "a"); ok {
+		t.Error("a model that is not in the list was answered")
 	}
 }
 

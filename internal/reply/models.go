@@ -24,8 +24,16 @@ func ModelList(models []Model) []byte {
 	return append(b, "]}\n"...)
 }
 
-// OneModel is the body of GET /v1/models/{model}, which the official clients call and vLLM does not serve.
-func OneModel(m Model) []byte { return append(appendModel(nil, m), '\n') }
+// OneModel is the body of GET /v1/models/{model}, which the official clients call and vLLM does not serve: the model of
+// the list with this id. It is false when the list has none.
+func OneModel(models []Model, id string) (body []byte, ok bool) {
+	for _, m := range models {
+		if m.ID == id {
+			return append(appendModel(nil, m), '\n'), true
+		}
+	}
+	return nil, false
+}
 
 func appendModel(b []byte, m Model) []byte {
 	owner := m.OwnedBy
