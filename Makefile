@@ -1,0 +1,54 @@
+# make help lists the targets. Only Go is needed for build and test; conformance installs what it needs by itself.
+GO      ?= go
+# grpcnotrace and no html/template: both keep the linker's dead-code elimination on.
+TAGS    ?= grpcnotrace
+VERSION ?=
+# The race detector needs cgo, so a C compiler. Where there is none the tests say so and run without it.
+RACE    := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
+
+.PHONY: help build test lint conformance bench fuzz golden surface cross
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## bin/vallum, stripped
+	$(GO) build -trimpath -tags $(TAGS) -ldflags '-s -w' -o bin/vallum ./cmd/vallum
+
+test: ## unit, script, seed and tree tests; needs only Go
+	@if [ -z "$(RACE)" ]; then echo "no C compiler found: the race pass is NOT RUN"; [ -z "$$CI" ]; fi
+	$(GO) test -shuffle=on ./...
+	@if [ -n "$(RACE)" ]; then $(GO) test $(RACE) -shuffle=on $(RACED); fi
+
+# The packages in which requests run side by side; the rest is pure.
+RACED = ./internal/gateway ./internal/forward ./internal/limit ./internal/authn ./internal/audit ./internal/upstream ./internal/daemon ./internal/meter
+
+lint: cross ## vet, staticcheck, errcheck, gofumpt, deadcode; govulncheck where its database is reached
+	$(GO) vet ./...
+	$(GO) -C tools tool gofumpt -l $$(git ls-files '*.go' | sed "s|^|$(CURDIR)/|") | (! grep .)
+	GOFLAGS=-modfile= $(MAKE) --no-print-directory lint-tools
+
+.PHONY: lint-tools
+lint-tools:
+	./tools/lint.sh
+
+cross: ## what runs elsewhere builds and vets: linux/arm64, macOS, Windows
+	GOOS=linux GOARCH=arm64 $(GO) vet ./...
+	GOOS=darwin GOARCH=arm64 $(GO) vet ./...
+	GOOS=windows GOARCH=amd64 $(GO) vet ./...
+
+conformance: ## against the real vLLM, its clients and nginx; installs them into a cache outside the tree
+	$(GO) -C conformance run ./install
+	$(GO) -C conformance test -tags conformance -count=1 -timeout 50m -v ./...
+
+bench: ## nginx, a stdlib proxy and Vallum side by side: CPU per request as a ratio
+	$(GO) -C conformance run ./bench
+
+fuzz: ## every fuzz target for FUZZTIME (default 60s)
+	@for pkg in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$pkg | grep ^Fuzz); do \
+		echo "$$pkg $$f"; $(GO) test -run xxx -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-60s} $$pkg || exit 1; done; done
+
+golden: ## rewrite generated documents and golden files; look at the difference before you commit it
+	$(GO) test ./... -update
+
+surface: ## VERSION=0.32.0: read what a vLLM release serves and reads, without running it
+	$(GO) -C tools run ./surface -version $(VERSION) -out ../internal/vllm/surface/$(VERSION).json
