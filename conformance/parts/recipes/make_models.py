@@ -76,6 +76,8 @@ def chat_tokenizer(extra=()):
         model_max_length=1024,
     )
     tok.chat_template = CHATML
+    if extra:
+        tok.add_special_tokens({"additional_special_tokens": list(extra)})
     return tok
 
 
@@ -96,10 +98,30 @@ def llama(tok, vocab=384):
     )
 
 
+def speak_plainly(head, tok):
+    """Makes the random answers sharp and readable.
+
+    Larger logits leave no near-ties, so that the greedy answer does not depend
+    on which kernel ran (a prompt from the cache takes another than one that is
+    not). Tokens that are special, or not printable ASCII, get no weight: every
+    token shows as text, every stream has as many events as tokens, and a greedy
+    answer never ends by itself before max_tokens.
+    """
+    with torch.no_grad():
+        head.weight.mul_(30)
+        special = set(tok.all_special_ids)
+        for i in range(head.weight.shape[0]):
+            text = tok.decode([i]) if i < len(tok) else ""
+            if i in special or not text.isascii() or not text.isprintable() or not text:
+                head.weight[i] = 0
+
+
 def make_generate(out):
     tok = chat_tokenizer()
     torch.manual_seed(1)
-    LlamaForCausalLM(llama(tok)).to(torch.bfloat16).save_pretrained(out)
+    model = LlamaForCausalLM(llama(tok)).to(torch.bfloat16)
+    speak_plainly(model.lm_head, tok)
+    model.save_pretrained(out)
     tok.save_pretrained(out)
 
 
@@ -148,7 +170,9 @@ def make_multimodal(out):
         vision_feature_select_strategy="default",
     )
     torch.manual_seed(3)
-    LlavaForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(out)
+    model = LlavaForConditionalGeneration(config).to(torch.bfloat16)
+    speak_plainly(model.lm_head, tok)
+    model.save_pretrained(out)
     pixels = CLIPImageProcessor(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, do_center_crop=True
     )

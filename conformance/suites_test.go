@@ -1,0 +1,108 @@
+//go:build conformance
+
+package conformance
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"slices"
+	"testing"
+
+	"github.com/vallum/vallum/conformance/parts"
+	"github.com/vallum/vallum/conformance/realvllm"
+	"github.com/vallum/vallum/conformance/report"
+)
+
+const vllmVersion = parts.VLLMVersion
+
+// upstreamKey is vLLM's own key, new in each run: a canary that no client, log
+// line, record or metric may ever show.
+var upstreamKey = "sk-vllm-" + randomHex()
+
+func randomHex() string {
+	b := make([]byte, 16)
+	rand.Read(b)
+	return hex.EncodeToString(b)
+}
+
+// suite is one vLLM configuration and all that is proven against it, in order:
+// what harms the server comes last.
+type suite struct {
+	config realvllm.Config
+	models []string // what the gateway is told it serves
+	proofs []proof
+}
+
+// proof is one property.
+type proof struct {
+	name string
+	run  func(p *report.Proof, s *stand)
+}
+
+func (s suite) part() string { return "vLLM " + s.config.Name }
+
+// suites is every suite, in the order in which they run.
+func suites() []suite {
+	return []suite{
+		{realvllm.OpenA(upstreamKey), []string{"tiny"}, proofsA()},
+		{realvllm.DefaultB(), []string{"tiny"}, proofsB()},
+		{realvllm.EmbedC(), []string{"tiny-embed"}, proofsC()},
+		{realvllm.ClassifyD(), []string{"tiny-classify"}, proofsD()},
+		{realvllm.MediaE(upstreamKey), []string{"tiny-vision"}, proofsE()},
+	}
+}
+
+func proofsA() []proof {
+	return slices.Concat(
+		[]proof{routesAreCatalogued, keyIsOnAtUpstream},
+		attacksOnOpenRoutes(), attacksOnBodies(), attacksOnNeighbours(),
+		operationsOfGenerate(), operationsOfTools(), operationsOfOperator(), clientsPassUnchanged(),
+		[]proof{upstreamKeyIsNeverSeen, recordsHold},
+	)
+}
+
+func proofsB() []proof {
+	return slices.Concat(
+		[]proof{routesAreCatalogued},
+		attacksOnDefaults(), operationsOfGenerate(),
+		faults(),
+	)
+}
+
+func proofsC() []proof {
+	return slices.Concat([]proof{routesAreCatalogued}, attacksOnPooling("/score", "/rerank", "/pooling"), operationsOfEmbed())
+}
+
+func proofsD() []proof {
+	return slices.Concat([]proof{routesAreCatalogued}, attacksOnPooling("/classify", "/pooling"), operationsOfClassify())
+}
+
+func proofsE() []proof {
+	return slices.Concat([]proof{routesAreCatalogued}, attacksOnMedia(), operationsOfMedia(), []proof{upstreamKeyIsNeverSeen})
+}
+
+func TestA(t *testing.T) { runSuite(t, "A") }
+func TestB(t *testing.T) { runSuite(t, "B") }
+func TestC(t *testing.T) { runSuite(t, "C") }
+func TestD(t *testing.T) { runSuite(t, "D") }
+func TestE(t *testing.T) { runSuite(t, "E") }
+
+// runSuite waits for the configuration's server and runs every proof. Without
+// a server, each proof is NOT RUN.
+func runSuite(t *testing.T, name string) {
+	i := slices.IndexFunc(suites(), func(s suite) bool { return s.config.Name == name })
+	s := suites()[i]
+	st, err := fleet.stand(name)
+	if err == nil {
+		t.Logf("vLLM %s was ready %s after its start", name, st.vllm.Ready)
+		defer st.stop()
+	}
+	for _, pr := range s.proofs {
+		table.Prove(t, s.part(), vllmVersion, pr.name, func(p *report.Proof) {
+			if err != nil {
+				p.NotRun("%v", err)
+			}
+			pr.run(p, st)
+		})
+	}
+}
