@@ -18,8 +18,8 @@ import (
 type Limits struct {
 	// RequestsPerMinute is the lasting rate of requests.
 	RequestsPerMinute int64
-	// Burst is how many requests may come at once before the rate holds. Zero means a tenth of RequestsPerMinute,
-	// at least one. Without RequestsPerMinute it means nothing.
+	// Burst is how many requests may come at once before the rate holds. Zero means RequestsPerMinute: a whole minute's
+	// worth. Without RequestsPerMinute it means nothing.
 	Burst int64
 	// Concurrent is how many requests may run at the same time.
 	Concurrent int64
@@ -40,7 +40,7 @@ func (l Limits) burst() int64 {
 	if l.Burst > 0 {
 		return l.Burst
 	}
-	return max(1, l.RequestsPerMinute/10)
+	return l.RequestsPerMinute
 }
 
 // shardCount spreads the keys over as many locks. A power of two.

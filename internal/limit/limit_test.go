@@ -67,8 +67,8 @@ func TestRateHoldsAfterTheBurst(t *testing.T) {
 	nothingInUse(t, l)
 }
 
-func TestBurstIsATenthUnlessGiven(t *testing.T) {
-	for rate, want := range map[int64]int{1: 1, 9: 1, 600: 60} {
+func TestBurstIsAMinutesWorthUnlessGiven(t *testing.T) {
+	for rate, want := range map[int64]int{1: 1, 9: 9, 600: 600} {
 		l, got := New(), 0
 		for {
 			s, v := l.Take("app", Limits{RequestsPerMinute: rate}, noon)
