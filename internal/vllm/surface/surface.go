@@ -14,7 +14,7 @@ import (
 	"sync"
 )
 
-//go:embed 0.32.0.json
+//go:embed 0.33.0.json
 var newest []byte
 
 // Release is everything that was read of one vLLM release.
@@ -37,9 +37,10 @@ type Release struct {
 	Routes []Route `json:"routes"`
 	// Models are the request models by name, with everything that their annotations reach.
 	Models map[string]Model `json:"models"`
-	// ExternalTypes are types that annotations name but the release does not define: name to dotted Python name.
+	// ExternalTypes are types that annotations name and whose fields are not in Models, because another package defines
+	// them or because they are not data: the name as annotations use it, to the dotted Python name.
 	ExternalTypes map[string]string `json:"external_types"`
-	// Unresolved is what could not be read statically. It is never empty: plugins register what they like.
+	// Unresolved is what could not be read statically: since 0.11 at least what plugins and hosting may add.
 	Unresolved []Unresolved `json:"unresolved"`
 }
 
@@ -95,6 +96,8 @@ type Model struct {
 	Extra string `json:"extra,omitempty"`
 	// Members are the alternatives of a union, or the values of an enum.
 	Members []string `json:"members,omitempty"`
+	// Bounds are the declared limits of an alias, in the words of Field.Bounds.
+	Bounds string `json:"bounds,omitempty"`
 	// Fields are in the order of declaration, inherited ones first.
 	Fields []Field `json:"fields,omitempty"`
 	// AlsoReads are names that a validator takes from the body although no field declares them.
@@ -118,7 +121,8 @@ type Field struct {
 
 // Unresolved is something that the extractor saw and could not read.
 type Unresolved struct {
-	// Kind is "call", "condition", "depth", "file", "guard", "header", "path", "plugin", "query" or "server".
+	// Kind is "call", "condition", "depth", "file", "guard", "header", "model",
+	// "name", "path", "plugin", "query", "route" or "server".
 	Kind string `json:"kind"`
 	// At is file:line.
 	At   string `json:"at"`

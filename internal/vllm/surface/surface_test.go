@@ -100,9 +100,6 @@ func TestModelsHaveFieldsOrMembers(t *testing.T) {
 				seen[f.Name] = true
 			}
 		}
-		if len(r.Unresolved) == 0 {
-			t.Errorf("%s: nothing unresolved, although plugins can always add routes", r.Version)
-		}
 	}
 }
 

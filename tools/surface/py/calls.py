@@ -14,6 +14,27 @@ HARMLESS = {
 }
 
 
+ADDERS = ("include_router", "add_api_route", "add_route", "add_websocket_route", "add_api_websocket_route", "mount")
+
+
+def registrations(tree):
+    """Calls that look like a registration of a constant path, or of a router: [(call node, path or "")]."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        name = node.func.attr
+        first = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+        path = first if isinstance(first, str) and first.startswith("/") else ""
+        owner = ast.unparse(node.func.value)
+        routed = "router" in owner.lower() or owner.split(".")[-1] == "app"
+        if path and (name in ADDERS or routed and (name in VERBS or name in ("api_route", "route", "websocket", "websocket_route"))):
+            found.append((node, path))
+        elif name == "include_router":
+            found.append((node, ""))
+    return found
+
+
 class Calls(Hosting):
     # -- truth -------------------------------------------------------------
 
@@ -41,7 +62,7 @@ class Calls(Hosting):
         if isinstance(value, Flag):
             return C.atom(value.text())
         if isinstance(value, Env):
-            return C.atom(f"env {value.name}=1")
+            return C.atom(self.env_text(value.name))
         if isinstance(value, Task):
             return C.atom("task:any pooling")
         if isinstance(value, Items):
@@ -57,6 +78,14 @@ class Calls(Hosting):
         if module is not None:
             self.opaque.setdefault(f"`{text}`", f"{module.rel}:{node.lineno}")
         return C.atom(f"`{text}`")
+
+    def env_text(self, name):
+        """A switch is on with 1; a path or a number only has to be set."""
+        module = self.index.module("vllm.envs")
+        for node in ast.walk(module.tree) if module else []:
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == name:
+                return f"env {name}=1" if ast.unparse(node.annotation) == "bool" else f"env {name} set"
+        return f"env {name} set"
 
     def compare(self, node, scope):
         op, right_node = node.ops[0], node.comparators[0]
@@ -94,7 +123,7 @@ class Calls(Hosting):
         if isinstance(left, Flag):
             return C.negate(C.atom(left.text()))
         if isinstance(left, Env):
-            return C.negate(C.atom(f"env {left.name}"))
+            return C.negate(C.atom(self.env_text(left.name)))
         # A server has a model, an engine and arguments: only `vllm launch render` goes without, and says so by task.
         return False if isinstance(left, (Param, Args, Router, State, Obj, Func, Class, Unknown)) else C.atom(f"`{ast.unparse(node)}`")
 
@@ -295,7 +324,7 @@ class Calls(Hosting):
             if callee.module.name.startswith(PACKAGE):
                 return self.hosting_call(callee, args, node, scope)
             makes = callee.node.returns is not None and any(w in ast.unparse(callee.node.returns) for w in ("APIRouter", "FastAPI"))
-            if not decorating and (touches or makes or deep or isinstance(callee.bound, Obj)):
+            if not decorating and (touches or makes or deep or isinstance(callee.bound, Obj) or registrations(callee.node)):
                 return self.run(callee, args, kwargs)
             return args[0] if decorating and args else Unknown(ast.unparse(node))
         if decorating:
@@ -358,6 +387,7 @@ class Calls(Hosting):
     def register(self, router, methods, path, kind, handler, node, scope, note="", depends=()):
         reg = Reg(self.cond, sorted(methods), router.prefix + path, kind, handler, scope.module.rel, node.lineno, note)
         reg.depends = list(router.depends) + list(depends)
+        self.reached.add((scope.module.rel, node.lineno))
         router.regs.append(reg)
 
     def depends(self, node, scope):

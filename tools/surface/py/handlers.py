@@ -2,8 +2,9 @@
 
 import ast
 
+from hosting import PACKAGE
 from models import read_keys
-from values import Class, Func
+from values import Func
 
 REQUESTS = {"Request", "WebSocket", "HTTPConnection"}
 SKIPPED = REQUESTS | {"Response", "BackgroundTasks", "SecurityScopes"}
@@ -28,11 +29,7 @@ class Handlers:
             return out
         path = {p.strip("{}").split(":")[0] for p in reg.path.split("/") if p.startswith("{")}
         if reg.hosted.endswith("_adapter"):
-            # The hosting standards make the handler's argument from the request_shape of their decorator.
-            for mark in handler.marks:
-                self.marked(mark, out)
-            out.kind = "json" if out.keys else "none"
-            self.synthetic(handler, reg, out)
+            self.hosted(reg, out)
             return out
         self.parameters(handler, path, out)
         seen = set()
@@ -53,8 +50,10 @@ class Handlers:
         for name in sorted(out.keys - declared) if not out.model else []:
             out.fields.append({"name": name, "annotation": ""})
         if out.fields and not out.model:
-            name = "body:" + handler.node.name
-            self.models.out[name] = {"source": handler.module.rel, "kind": "raw", "extra": "ignore", "fields": out.fields}
+            name = "body:" + reg.path
+            before = self.models.out.get(name, {"fields": []})["fields"]
+            fields = before + [f for f in out.fields if f["name"] not in {b["name"] for b in before}]
+            self.models.out[name] = {"source": handler.module.rel, "kind": "raw", "extra": "ignore", "fields": fields}
             out.model = name
 
     # -- declared parameters ----------------------------------------------------------
@@ -304,16 +303,33 @@ class Handlers:
                     yield owner, stmt, cls
                     return
 
-    # -- hosting decorators ----------------------------------------------------------------
+    # -- hosting standards -----------------------------------------------------------------
+
+    def hosted(self, reg, out):
+        """A route whose body the hosting standards read: their transform validates it, then calls the handler."""
+        module = self.index.module(f"{PACKAGE}.sagemaker.lora.transforms." + reg.hosted.split("_")[0])
+        if module is None:
+            self.report("model", reg.rel, reg.line, f"{reg.path}: the transform that reads its body was not found")
+            return
+        for cls in [n for n in module.tree.body if isinstance(n, ast.ClassDef)]:
+            for owner, base in self.models.mro(module, cls):
+                for func in [n for n in base.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]:
+                    self.follow(owner, func, (module, cls), self.request_names(func), set(), set(), out)
+                    for call in [n for n in ast.walk(func) if isinstance(n, ast.Call)]:
+                        for where, inner, _ in self.targets(call, owner, None, {}):
+                            self.follow(where, inner, None, self.request_names(inner), set(), set(), out)
+        for call in ast.walk(module.tree):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "model_validate":
+                out.model = self.models.of_annotation(module, call.func.value)
+        out.kind = "json" if out.model else "none"
+        if out.model and "query_params" in ast.unparse(module.tree):
+            out.query |= {f["name"] for f in self.models.out[out.model]["fields"]}
 
     def marked(self, mark, out):
-        """Headers and body keys that a decorator of the hosting standards adds."""
-        decorator, module, node, call = mark
+        """Headers that a decorator of the hosting standards reads."""
+        _, module, node = mark
         for sub in ast.walk(node):
             if isinstance(sub, ast.Attribute) and isinstance(sub.value, ast.Name) and sub.value.id.endswith("Header"):
                 value = self.index.constant(module, sub)
                 if isinstance(value, str):
                     out.headers.add(value.lower())
-        for sub in ast.walk(call) if call is not None else []:
-            if isinstance(sub, ast.Constant) and isinstance(sub.value, str) and sub.value.startswith("body."):
-                out.keys.add(sub.value[len("body.") :].split(" ")[0])

@@ -18,7 +18,7 @@ class Hosting:
         name = callee.alias or callee.node.name
         if name == "bootstrap" and args and isinstance(args[0], Router):
             return self.hosting_bootstrap(args[0], node, scope)
-        mark = (name, callee.module, callee.node, node if isinstance(node, ast.Call) else None)
+        mark = (name, callee.module, callee.node)
         if args and isinstance(args[0], Func):
             return self.hosting_mark(mark, args[0])
         return Registrar(None, lambda handler: self.hosting_mark(mark, handler))

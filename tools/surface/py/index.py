@@ -12,7 +12,7 @@ class Module:
         self.name, self.path, self.rel, self.is_package = name, path, rel, is_package
         with open(path, encoding="utf-8", errors="replace") as f:
             self.tree = ast.parse(f.read(), filename=rel)
-        self.names = {}
+        self.names, self.stars = {}, []
         self._bind(self.tree.body)
 
     def _bind(self, body):
@@ -23,7 +23,10 @@ class Module:
                 self.names[node.name] = ("class", node)
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
                 for bound, target in import_targets(self, node):
-                    self.names[bound] = target
+                    if bound == "*":
+                        self.stars.append(target[1])
+                    else:
+                        self.names[bound] = target
             elif isinstance(node, ast.Assign):
                 for target in node.targets:
                     if isinstance(target, ast.Name):
@@ -47,7 +50,7 @@ class Module:
 
 
 def import_targets(module, node):
-    """What an import statement binds: (name, ("module", dotted)) or (name, ("from", dotted, name))."""
+    """What an import statement binds: (name, ("module", dotted)) or (name, ("from", dotted, name)); the name may be *."""
     if isinstance(node, ast.Import):
         for alias in node.names:
             if alias.asname:
@@ -62,8 +65,7 @@ def import_targets(module, node):
         parts = parts[: len(parts) - drop]
         base = ".".join(parts + ([node.module] if node.module else []))
     for alias in node.names:
-        if alias.name != "*":
-            yield alias.asname or alias.name, ("from", base, alias.name)
+        yield alias.asname or alias.name, ("from", base, alias.name)
 
 
 class Index:
@@ -114,8 +116,17 @@ class Index:
         bound = module.names.get(name)
         if bound is None:
             sub = self.module(module.name + "." + name) if module.is_package else None
-            return (sub, "module", None) if sub else None
+            return (sub, "module", None) if sub else self.through_stars(module, name, depth)
         return self.follow(module, bound, depth)
+
+    def through_stars(self, module, name, depth):
+        """`from x import *` hands on the public names of x."""
+        for base in module.stars if not name.startswith("_") else []:
+            target = self.module(base)
+            found = self.resolve(target, name, depth + 1) if target else None
+            if found:
+                return found
+        return None
 
     def follow(self, module, bound, depth=0):
         if bound[0] == "module":
@@ -125,11 +136,11 @@ class Index:
             base, name = bound[1], bound[2]
             sub = self.module(base + "." + name)
             target = self.module(base)
-            if target is not None and name in target.names:
+            if target is not None and (name in target.names or sub is None):
                 return self.resolve(target, name, depth + 1)
             if sub is not None:
                 return (sub, "module", None)
-            return ("external", base + "." + name) if target is None else None
+            return ("external", base + "." + name)
         if bound[0] == "assign" and isinstance(bound[1], ast.Name) and bound[1].id != "":
             if bound[1].id in module.names and module.names[bound[1].id] is not bound:
                 return self.resolve(module, bound[1].id, depth + 1)

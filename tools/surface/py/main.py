@@ -12,7 +12,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import cond as C  # noqa: E402
 from guard import Guard  # noqa: E402
 from handlers import Handlers  # noqa: E402
-from index import Index  # noqa: E402
+from index import Index, import_targets  # noqa: E402
 from models import Models  # noqa: E402
 from servers import Servers  # noqa: E402
 from walk import Walker  # noqa: E402
@@ -66,7 +66,7 @@ def extract(index, installed):
         for reg in app.regs:
             for method in reg.methods:
                 add_route(routes, name, method, reg, handlers, prefixes)
-    finish = [finish_route(r, walker) for _, r in sorted(routes.items())]
+    finish = [finish_route(r, walker, models) for _, r in sorted(routes.items())]
     invocations(index, models, finish)
     seen = {a for r in routes.values() for c in r["conds"].values() for a in C.atoms(c)}
     for rel, text in index.broken:
@@ -99,7 +99,7 @@ def add_route(routes, server, method, reg, handlers, prefixes):
     route["readings"].append(handlers.read(reg))
 
 
-def finish_route(route, walker):
+def finish_route(route, walker, models):
     texts = set()
     for (_, note), c in route["conds"].items():
         texts.add(C.text(c) + (": " + note if note else ""))
@@ -112,7 +112,11 @@ def finish_route(route, walker):
     out["guarded_by_key"] = route["guarded"]
     out["sources"] = sorted(route["sources"])
     kinds = [r.kind for r in route["readings"] if r.kind != "none"]
-    model = next((r.model for r in route["readings"] if r.model), "")
+    names = sorted({r.model for r in route["readings"] if r.model})
+    model = names[0] if names else ""
+    if len(names) > 1:  # which of them depends on which registration it is
+        model = f"either:{route['method']} {route['path']}"
+        models.out[model] = {"source": sorted(route["sources"])[0], "kind": "union", "members": names}
     out["request_kind"] = kinds[0] if kinds and route["method"] not in ("GET", "HEAD", "WEBSOCKET", "ANY") else "none"
     if model and out["request_kind"] != "none":
         out["request_model"] = model
@@ -124,7 +128,7 @@ def finish_route(route, walker):
 
 
 def invocations(index, models, routes):
-    """The models that /invocations tries in turn: the tables named *invocation_types, INVOCATION_TYPES."""
+    """The models that /invocations tries in turn: the tables named *invocation_types, INVOCATION_TYPES, TASK_HANDLERS."""
     route = next((r for r in routes if r["path"] == "/invocations" and r["method"] == "POST"), None)
     if route is None:
         return
@@ -132,22 +136,32 @@ def invocations(index, models, routes):
     for name, rel in index.paths():
         module = index.module(name) if "entrypoints" in name else None
         for node in ast.walk(module.tree) if module else []:
-            table = isinstance(node, ast.FunctionDef) and node.name.endswith("invocation_types")
-            table = table or isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)) and "INVOCATION_TYPES" in ast.unparse(getattr(node, "target", None) or node.targets[0])
-            for sub in ast.walk(node) if table else []:
-                if isinstance(sub, ast.Tuple) and len(sub.elts) == 2 and isinstance(sub.elts[0], ast.Name) and isinstance(sub.elts[1], ast.Tuple):
-                    local = local_imports(index, module, node)
-                    key = add_member(index, models, module, local, sub.elts[0])
+            old, new = assigned(node) == "TASK_HANDLERS", assigned(node) == "INVOCATION_TYPES"
+            new = new or isinstance(node, ast.FunctionDef) and node.name.endswith("invocation_types")
+            for entry in ast.walk(node) if old or new else []:
+                # (Request, (get_handler, endpoint)) in the new tables, (Request, endpoint) in the old one
+                if not isinstance(entry, ast.Tuple) or len(entry.elts) != 2 or not isinstance(entry.elts[0], ast.Name):
+                    continue
+                if isinstance(entry.elts[1], ast.Name if old else ast.Tuple):
+                    key = add_member(index, models, module, local_imports(index, module, module.tree), entry.elts[0])
                     if key and key not in members:
                         members.append(key)
     if members:
-        models.out["invocations"] = {"source": route["sources"][0], "kind": "union", "members": members}
+        raw = models.out.pop(route.get("request_model"), {})
+        models.out["invocations"] = {"source": route["sources"][-1], "kind": "union", "members": members}
+        if raw:
+            models.out["invocations"]["also_reads"] = [f["name"] for f in raw["fields"]]
         route["request_model"] = "invocations"
 
 
-def local_imports(index, module, func):
-    from index import import_targets
+def assigned(node):
+    """The name that a statement assigns, or ""."""
+    target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+    return target.id if isinstance(node, (ast.Assign, ast.AnnAssign, ast.AugAssign)) and isinstance(target, ast.Name) else ""
 
+
+def local_imports(index, module, func):
+    """What the imports inside functions bind: these tables are built where they are used."""
     found = {}
     for node in ast.walk(func):
         if isinstance(node, (ast.Import, ast.ImportFrom)):

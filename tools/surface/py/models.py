@@ -1,6 +1,7 @@
 """Request models: fields with what they inherit, and everything that their annotations reach."""
 
 import ast
+import builtins
 
 # Names that annotations use and that say nothing about a field's own content.
 VOCABULARY = {
@@ -64,10 +65,13 @@ class Models:
     def add(self, module, name):
         """Adds the class or alias behind a name; gives its key, or "" when it is not data of the release."""
         found = self.index.resolve_expr(module, name)
-        if found is None:
+        if found is None or found[0] == "external" and found[1].split(".")[0] in self.index.packages:
+            text = ast.unparse(name)
+            if text not in dir(builtins):
+                self.report("name", module.rel, name.lineno, f"{text}: what this annotation names was not found")
             return ""
         if found[0] == "external":
-            return self.add_external(found[1])
+            return self.add_external(found[1], ast.unparse(name))
         owner, kind, node = found
         if kind == "class":
             return self.add_class(owner, node)
@@ -75,9 +79,11 @@ class Models:
             return self.add_alias(owner, node, ast.unparse(name).split(".")[-1])
         return ""
 
-    def add_external(self, dotted):
+    def add_external(self, dotted, name):
+        """Notes a type of another package under the name that annotations use for it."""
         if dotted.split(".")[0] not in VOCABULARY and "." in dotted:
-            self.external[dotted.rsplit(".", 1)[1]] = dotted
+            taken = self.external.get(name, dotted)
+            self.external[name if taken == dotted else dotted] = dotted
         return ""
 
     def key(self, module, name):
@@ -281,10 +287,21 @@ class Models:
         key = self.key(module, name)
         if key not in self.out:
             model = {"source": module.rel, "kind": "union", "members": [self.clean(m) for m in members]}
+            bounds = self.alias_bounds(node)
+            if bounds:
+                model["bounds"] = bounds
             self.out[key] = model
             for member in members:
                 self.reach(module, member)
         return key
+
+    def alias_bounds(self, node):
+        """The limits in `A = Annotated[T, Field(max_length=9)]`."""
+        if not isinstance(node, ast.Subscript) or ast.unparse(node.value).split(".")[-1] != "Annotated":
+            return ""
+        calls = [x for x in node.slice.elts[1:] if self.is_field(x)]
+        given = [(k.arg, ast.unparse(k.value)) for c in calls for k in c.keywords if k.arg not in PROSE | NAMES]
+        return ", ".join(f"{k}={v}" for k, v in sorted(given))
 
     def union(self, node):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):

@@ -2,7 +2,8 @@
 
 import ast
 
-from values import Class, Func, Obj, Param, Router, Scope
+from calls import registrations
+from values import Class, Func, Obj, Router
 
 # Where an application is made -> the name of its server. Others are named after their module and reported.
 NAMES = (
@@ -40,7 +41,23 @@ class Servers:
         out = []
         for server, module, maker in api + rest:
             out += [(server, app) for app in self.run(module, maker)]
+        self.unreached()
         return out
+
+    def unreached(self):
+        """Reports every registration in the release that no walk came past: none may be missing without a word."""
+        for name, rel in self.index.paths():
+            module = self.index.modules.get(name) or (self.index.module(name) if self.suspicious(rel) else None)
+            for node, path in registrations(module.tree) if module and name.startswith("vllm.") else []:
+                if path and (rel, node.lineno) not in self.walker.reached:
+                    self.walker.report("route", rel, node.lineno, f"{path} is registered here, and no server was seen to include it")
+        if "VLLM_USE_RUST_FRONTEND" in open(self.index.root + "/vllm/envs.py", encoding="utf-8").read():
+            self.walker.report("server", "vllm/envs.py", 0, "VLLM_USE_RUST_FRONTEND=1 serves from a compiled program, which was not read")
+
+    def suspicious(self, rel):
+        with open(self.index.root + "/" + rel, encoding="utf-8", errors="replace") as f:
+            text = f.read()
+        return "APIRouter" in text or "add_api_route" in text or "FastAPI" in text or "router." in text
 
     def other_frameworks(self, name, rel, text):
         if any(f"import {o}" in text or f"from {o} import" in text for o in OTHERS) or "import web\n" in text and "aiohttp" in text:
@@ -64,11 +81,21 @@ class Servers:
         self.walker.report("server", module.rel, maker.lineno, "a server of its own that has no name here")
         return module.name.split(".")[-1].replace("_", "-")
 
+    def before(self, module, maker):
+        """Whoever calls build_app may register on the module's router first (0.10 to 0.12: tokenizer_info)."""
+        functions = [s for s in module.tree.body if isinstance(s, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        for caller in functions:
+            called = [n.func.id for n in ast.walk(caller) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+            for func in functions if maker.name in called and caller is not maker else []:
+                if func.name in called and func is not maker and registrations(func):
+                    self.walker.run(Func(module, func, self.walker.module_scope(module)), [], {}, entry=True)
+
     def run(self, module, maker):
         walker = self.walker
         walker.cond, walker.hosting = True, {}
         if isinstance(maker, (ast.FunctionDef, ast.AsyncFunctionDef)):
             walker.module_scope(module)
+            self.before(module, maker)
             found = walker.run(Func(module, maker, walker.module_scope(module)), [], {}, entry=True)
             apps = [found] if isinstance(found, Router) else []
         elif isinstance(maker, ast.ClassDef):

@@ -27,6 +27,7 @@ class Walker(Calls):
         self.scopes = {}
         self.unresolved = []
         self.opaque = {}  # text of a condition that was not understood -> where it stands
+        self.reached = set()  # (file, line) of every registration that was followed
         self.hosting = {}  # handler type of the hosting standards -> [(condition, Func)]
         self.stack = []
 
@@ -143,6 +144,8 @@ class Walker(Calls):
 
     def on_Import(self, node, scope):
         for bound, target in import_targets(scope.module, node):
+            if bound == "*":
+                continue  # names come through the index
             scope.names[bound] = self.of_resolved(self.index.follow(scope.module, target), bound)
 
     on_ImportFrom = None
