@@ -11,6 +11,26 @@ import (
 	"github.com/vallum/vallum/internal/vllm"
 )
 
+// maxHeaderFields bounds the fields of a request. Real clients send 30 at most; vLLM itself takes 50,000.
+const maxHeaderFields = 100
+
+// enter is what is asked of a connection before anything of the request is believed: where it comes from, and that its
+// header block is not made to cost. The block's bytes are bounded by the server.
+func (g *Gateway) enter(r *http.Request) (netip.Addr, verdict.Verdict) {
+	remote, v := g.remoteOf(r)
+	if v.Refused() {
+		return remote, v
+	}
+	fields := 0
+	for _, values := range r.Header {
+		fields += len(values)
+	}
+	if fields > maxHeaderFields {
+		return remote, verdict.Refuse(verdict.BadHeaders, fmt.Errorf("%d header fields", fields)).Saying("At most %d fields are accepted.", maxHeaderFields)
+	}
+	return remote, verdict.Allow()
+}
+
 // remoteOf is the address that a request comes from. Where TLS is ended by named proxies only they may connect, and the
 // last address that the nearest of them appended to X-Forwarded-For is believed: earlier ones are the caller's own words.
 func (g *Gateway) remoteOf(r *http.Request) (netip.Addr, verdict.Verdict) {

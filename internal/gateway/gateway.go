@@ -135,12 +135,14 @@ type Request struct {
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	req := Request{ID: newID(), Method: r.Method, Target: r.RequestURI, Header: r.Header, Body: r.Body, Length: r.ContentLength, Arrived: g.Now()}
 	w.Header().Set("X-Request-Id", req.ID)
-	var trusted verdict.Verdict
-	if req.Remote, trusted = g.remoteOf(r); trusted.Refused() {
-		g.Records.Count(trusted.Reason().String(), req.Remote)
-		writeRefusal(w, vllm.OpenAI, trusted)
+	remote, v := g.enter(r)
+	if v.Refused() {
+		g.Records.Count(v.Reason().String(), remote)
+		g.Meter.Observe(Sample{Reason: v.Reason().String()})
+		writeRefusal(w, vllm.OpenAI, v)
 		return
 	}
+	req.Remote = remote
 	if g.answerBrowser(w, r) {
 		return
 	}
@@ -150,7 +152,7 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	req.Body = body
 	x := &Exchange{gateway: g, request: req, cancel: cancel}
 	defer func() { x.end(w, recover()) }()
-	v := x.admit()
+	v = x.admit()
 	body.done()
 	if v.Refused() {
 		x.refuse(w, v)

@@ -374,6 +374,19 @@ func TestABodyOfUnknownLengthIsHeldAsItComes(t *testing.T) {
 	nothingHeld(t, g, f)
 }
 
+func TestTooManyHeadersAreRefusedAndCounted(t *testing.T) {
+	g, f := build(t)
+	req := httptest.NewRequest("POST", "/v1/chat/completions", strings.NewReader(chat.body))
+	for i := range 101 {
+		req.Header.Add("X-Many", strings.Repeat("a", i))
+	}
+	w := httptest.NewRecorder()
+	g.ServeHTTP(w, req)
+	if w.Code != 431 || w.Header().Get("X-Vallum-Reason") != "bad_headers" || len(f.sent) != 0 || len(f.counted) != 1 {
+		t.Errorf("%d %s, counted %q", w.Code, w.Body, f.counted)
+	}
+}
+
 func TestBrowsersAreRefusedUnlessListed(t *testing.T) {
 	g, f := build(t)
 	preflight := func(origin string) *httptest.ResponseRecorder {
