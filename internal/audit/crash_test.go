@@ -1,0 +1,3 @@
+package audit
+
+var children = map[string]func(dir string){}
