@@ -72,6 +72,6 @@ func InGroup(g Group) []*Operation { return loaded().byGroup[g] }
 // Groups lists the groups in the order of the documentation.
 func Groups() []Group {
 	return []Group{
-		Inference, InferenceUnprefix, Utility, TokenizerInfo, Metrics, Control, LoRA, Development, Profiler, Documentation, Plugin,
+		Inference, InferenceUnprefix, Probing, TokenizerInfo, Metrics, Control, LoRA, Development, Profiler, Documentation, Plugin,
 	}
 }

@@ -51,7 +51,7 @@ const (
 	Inference         Group = "inference"          // under a prefix that the key covers
 	InferenceUnprefix Group = "inference-unprefix" // inference without a prefix: open although a key is set
 	Control           Group = "control"            // operational control
-	Utility           Group = "utility"
+	Probing           Group = "utility"            // the guide says utility: health, version, load, and tokenizing
 	TokenizerInfo     Group = "tokenizer-info"
 	Development       Group = "development"
 	Profiler          Group = "profiler"

@@ -92,18 +92,15 @@ type count struct {
 	bad bool
 }
 
-// object reads one JSON object at the decoder and everything in it that can hold usage. It reports whether the JSON
-// was whole. Depth is bounded by the names that it descends into.
-func (f *usageFields) object(d *jsontext.Decoder, depth int) bool {
+// members reads one JSON object at the decoder and gives each of its names to value, which reads what follows. It
+// reports whether the JSON was whole.
+func members(d *jsontext.Decoder, value func(name string) bool) bool {
 	if tok, err := d.ReadToken(); err != nil || tok.Kind() != '{' {
 		return false
 	}
 	for d.PeekKind() != '}' {
 		tok, err := d.ReadToken()
-		if err != nil {
-			return false
-		}
-		if !f.member(d, tok.String(), depth) {
+		if err != nil || !value(tok.String()) {
 			return false
 		}
 	}
@@ -111,112 +108,62 @@ func (f *usageFields) object(d *jsontext.Decoder, depth int) bool {
 	return err == nil
 }
 
-// member reads the value of one member of a reply. Usage stands in "usage"; inside "response" (Responses'
-// response.completed), "message" (Anthropic's message_start) and "meta" (Cohere's billed_units).
-func (f *usageFields) member(d *jsontext.Decoder, name string, depth int) bool {
-	if d.PeekKind() == '{' {
-		switch {
-		case name == "usage" && depth <= 1:
-			f.seen = true
-			return f.numbers(d)
-		case (name == "response" || name == "message" || name == "meta") && depth == 0:
-			return f.object(d, depth+1)
-		case name == "billed_units" && depth == 1:
-			f.seen = true
-			return f.numbers(d)
+// object reads a reply and everything in it that can hold usage: "usage"; "response" (Responses' response.completed),
+// "message" (Anthropic's message_start) and "meta" (Cohere's billed_units). It descends into no other names.
+func (f *usageFields) object(d *jsontext.Decoder, depth int) bool {
+	return members(d, func(name string) bool {
+		if d.PeekKind() == '{' {
+			switch {
+			case name == "usage" && depth <= 1, name == "billed_units" && depth == 1:
+				f.seen = true
+				return members(d, func(name string) bool { return f.number(d, name) })
+			case (name == "response" || name == "message" || name == "meta") && depth == 0:
+				return f.object(d, depth+1)
+			}
+		}
+		return d.SkipValue() == nil
+	})
+}
+
+// number reads one member of a usage object. The names of all dialects are apart, but for input_tokens, which three
+// share.
+func (f *usageFields) number(d *jsontext.Decoder, name string) bool {
+	switch name {
+	case "prompt_tokens", "input_tokens":
+		return f.input.read(d)
+	case "completion_tokens", "output_tokens":
+		return f.output.read(d)
+	case "cache_creation_input_tokens":
+		return f.cacheCreation.read(d)
+	case "cache_read_input_tokens":
+		return f.cacheRead.read(d)
+	case "image_tokens":
+		return f.billed.read(d) // Cohere bills them beside input_tokens
+	case "seconds":
+		return f.secs.read(d)
+	case "prompt_tokens_details", "input_tokens_details":
+		if d.PeekKind() == '{' {
+			return members(d, func(name string) bool {
+				if name == "cached_tokens" {
+					return f.cached.read(d)
+				}
+				return d.SkipValue() == nil
+			})
 		}
 	}
 	return d.SkipValue() == nil
 }
 
-// numbers reads a usage object. The names of all dialects are apart, but for input_tokens, which three share.
-func (f *usageFields) numbers(d *jsontext.Decoder) bool {
-	if _, err := d.ReadToken(); err != nil {
-		return false
-	}
-	for d.PeekKind() != '}' {
-		tok, err := d.ReadToken()
-		if err != nil {
-			return false
-		}
-		into := f.counter(tok.String())
-		switch {
-		case into == nil:
-			err = d.SkipValue()
-		case d.PeekKind() == '{':
-			// prompt_tokens_details and input_tokens_details; what else they hold is not counted
-			if !f.details(d, into) {
-				return false
-			}
-		default:
-			err = into.read(d)
-		}
-		if err != nil {
-			return false
-		}
-	}
-	_, err := d.ReadToken()
-	return err == nil
-}
-
-// counter is where the number of a member goes; nil when it is not counted.
-func (f *usageFields) counter(name string) *count {
-	switch name {
-	case "prompt_tokens", "input_tokens":
-		return &f.input
-	case "completion_tokens", "output_tokens":
-		return &f.output
-	case "prompt_tokens_details", "input_tokens_details":
-		return &f.cached
-	case "cache_creation_input_tokens":
-		return &f.cacheCreation
-	case "cache_read_input_tokens":
-		return &f.cacheRead
-	case "image_tokens":
-		return &f.billed // Cohere bills them beside input_tokens
-	case "seconds":
-		return &f.secs
-	}
-	return nil
-}
-
-// details reads cached_tokens from an object of details.
-func (f *usageFields) details(d *jsontext.Decoder, into *count) bool {
-	if into != &f.cached {
-		into.bad = true
-		return d.SkipValue() == nil
-	}
-	if _, err := d.ReadToken(); err != nil {
-		return false
-	}
-	for d.PeekKind() != '}' {
-		tok, err := d.ReadToken()
-		if err != nil {
-			return false
-		}
-		if tok.String() == "cached_tokens" {
-			err = into.read(d)
-		} else {
-			err = d.SkipValue()
-		}
-		if err != nil {
-			return false
-		}
-	}
-	_, err := d.ReadToken()
-	return err == nil
-}
-
-// read takes one number. null is absent; anything that is not a count is bad.
-func (c *count) read(d *jsontext.Decoder) error {
+// read takes one number. null is absent; anything that is not a count is bad. It reports whether the JSON was whole.
+func (c *count) read(d *jsontext.Decoder) bool {
 	raw, err := d.ReadValue()
 	if err != nil || raw.Kind() == 'n' {
-		return err
+		return err == nil
 	}
 	n, err := strconv.ParseInt(string(raw), 10, 64)
 	c.n, c.has = n, true
 	c.bad = c.bad || err != nil || n < 0 || n > maxTokens
-	return nil
+	return true
 }
 
 // usage puts the numbers together.
