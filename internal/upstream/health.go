@@ -1,0 +1,184 @@
+package upstream
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vallum/vallum/internal/vllm"
+)
+
+// Getter asks the server for a path, with its key or without. The body is bounded by whoever implements it.
+type Getter interface {
+	Get(ctx context.Context, path string, withKey bool) (status int, body []byte, err error)
+}
+
+// How often a server is asked, and how long an answer may take. /health stays 200 on a frozen engine (http.md: the
+// engine process stopped, /health 200), so it tells death, never life: requests' own timeouts tell the rest.
+const (
+	aliveEvery    = 5 * time.Second
+	deadEvery     = time.Second
+	askTimeout    = 3 * time.Second
+	discoverEvery = 30 * time.Second // LoRA adapters come and go
+)
+
+// Run asks the server for its health and what it serves, until ctx ends.
+func (s *Server) Run(ctx context.Context) {
+	var discovered time.Time
+	for {
+		if s.check(ctx) && time.Since(discovered) >= discoverEvery {
+			if s.discover(ctx) {
+				discovered = time.Now()
+			}
+		}
+		every := aliveEvery
+		if !s.State().Alive {
+			every, discovered = deadEvery, time.Time{}
+		}
+		timer := time.NewTimer(every)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-s.wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// check asks for /health and reports whether the server may be asked for more.
+func (s *Server) check(ctx context.Context) bool {
+	status, _, err := s.ask(ctx, "/health", true)
+	if ctx.Err() != nil {
+		return false
+	}
+	switch {
+	case err != nil:
+		s.set(func(st *State) { st.Alive, st.Problem = false, err.Error() })
+		return false
+	case status != http.StatusOK:
+		s.set(func(st *State) { st.Alive, st.Problem = false, fmt.Sprintf("GET /health answers %d", status) })
+		return false
+	}
+	if s.State().Version == "" && !s.discover(ctx) {
+		return false
+	}
+	s.failures.Store(0)
+	s.set(func(st *State) { st.Alive, st.Problem = true, "" })
+	return true
+}
+
+// discover asks what the server serves, which release it is, and whether its key check works. It reports whether the
+// server answered.
+func (s *Server) discover(ctx context.Context) bool {
+	status, body, err := s.ask(ctx, "/v1/models", true)
+	if err != nil || status != http.StatusOK {
+		s.set(func(st *State) { st.Alive, st.Problem = false, modelsProblem(status, err, s.spec.HasKey) })
+		return false
+	}
+	found, err := parseModels(body)
+	if err != nil {
+		s.set(func(st *State) { st.Alive, st.Problem = false, fmt.Sprintf("GET /v1/models: %v", err) })
+		return false
+	}
+	version := "unknown"
+	if status, body, err := s.ask(ctx, "/version", true); err == nil && status == http.StatusOK {
+		var v struct{ Version string }
+		if json.Unmarshal(body, &v) == nil && v.Version != "" && len(v.Version) <= 64 {
+			version = v.Version
+		}
+	}
+	warning := s.warn(ctx)
+	release, _ := vllm.ParseRelease(version) // an unknown one has none of the newer fields
+	s.set(func(st *State) {
+		st.Models, st.Version, st.Release, st.Warning = s.serves(found), version, release, warning
+		if missing := s.missing(found); missing != "" {
+			st.Warning = strings.TrimSpace(missing + " " + st.Warning)
+		}
+	})
+	return true
+}
+
+// serves is what the configuration says that the server serves, with what the server knows of it; else all it says.
+func (s *Server) serves(found []Model) []Model {
+	if s.spec.Models == nil {
+		return found
+	}
+	models := named(s.spec.Models)
+	for i := range models {
+		if at := slices.IndexFunc(found, func(m Model) bool { return m.Name == models[i].Name }); at >= 0 {
+			models[i] = found[at]
+		}
+	}
+	return models
+}
+
+func (s *Server) missing(found []Model) string {
+	for _, name := range s.spec.Models {
+		if !slices.ContainsFunc(found, func(m Model) bool { return m.Name == name }) {
+			return fmt.Sprintf("it does not serve %q, which the configuration says.", name)
+		}
+	}
+	return ""
+}
+
+// warn sends a request without the key: vLLM's check can be off although a key is set. --root-path / and any beginning
+// of /v1 switch it off (vLLM 0.32.0, entrypoints/serve/middleware/authenticate.py: path.removeprefix(root_path)).
+func (s *Server) warn(ctx context.Context) string {
+	if !s.spec.HasKey {
+		return ""
+	}
+	status, _, err := s.ask(ctx, "/v1/models", false)
+	if err == nil && status != http.StatusUnauthorized {
+		return fmt.Sprintf("it answers /v1/models with %d although no key was sent: its key check is off. Start it with --api-key and without --root-path.", status)
+	}
+	return ""
+}
+
+func (s *Server) ask(ctx context.Context, path string, withKey bool) (int, []byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return s.get.Get(ctx, path, withKey)
+}
+
+func modelsProblem(status int, err error, hasKey bool) string {
+	switch {
+	case err != nil:
+		return err.Error()
+	case status == http.StatusUnauthorized && hasKey:
+		return "it refuses the key: GET /v1/models answers 401. Is key_file the key that vLLM was started with?"
+	case status == http.StatusUnauthorized:
+		return "it wants a key: GET /v1/models answers 401. Name it with key_file, or --upstream-key-file"
+	}
+	return fmt.Sprintf("GET /v1/models answers %d", status)
+}
+
+func parseModels(body []byte) ([]Model, error) {
+	var list struct {
+		Data []struct {
+			ID          string `json:"id"`
+			Created     int64  `json:"created"`
+			MaxModelLen *int64 `json:"max_model_len"`
+		} `json:"data"`
+	}
+	if err := json.Unmarshal(body, &list); err != nil {
+		return nil, fmt.Errorf("not a list of models: %w", err)
+	}
+	var models []Model
+	for _, d := range list.Data {
+		if d.ID == "" || len(d.ID) > 256 {
+			return nil, fmt.Errorf("not a list of models: an id of %d bytes", len(d.ID))
+		}
+		m := Model{Name: d.ID, Created: d.Created}
+		if d.MaxModelLen != nil {
+			m.MaxModelLen = max(*d.MaxModelLen, 0)
+		}
+		models = append(models, m)
+	}
+	return models, nil
+}

@@ -1,0 +1,176 @@
+// Package upstream knows the vLLM servers: what each serves, which release it is, and whether it is alive.
+// It refuses to pick a server that does not serve the model, or that does not answer.
+package upstream
+
+import (
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vallum/vallum/internal/vllm"
+)
+
+// Spec is one server as the configuration names it.
+type Spec struct {
+	Name   string
+	Models []string // what it serves; nil: what it says that it serves
+	HasKey bool     // the server has a key of its own: a request without it must get 401
+}
+
+// Model is a model that a server serves.
+type Model struct {
+	Name        string
+	MaxModelLen int64 // tokens; 0 when not known
+	Created     int64 // seconds since 1970, as the server says
+}
+
+// State is what is known of a server at one moment.
+type State struct {
+	Name    string       `json:"name"`
+	Alive   bool         `json:"alive"`
+	Release vllm.Release `json:"-"`
+	Version string       `json:"version,omitempty"`
+	Models  []Model      `json:"models,omitempty"`
+	Problem string       `json:"problem,omitempty"` // why it is not alive
+	Warning string       `json:"warning,omitempty"` // what is unsafe about it
+	Since   time.Time    `json:"since"`             // of Alive
+}
+
+// Server is one vLLM server. It outlives reloads. Make it with New and let one goroutine Run it.
+type Server struct {
+	spec     Spec
+	get      Getter
+	changed  func()
+	wake     chan struct{}
+	failures atomic.Int32
+
+	mu    sync.Mutex
+	state State
+}
+
+// New makes a server that is not alive until Run has seen it answer. changed is called, from Run's goroutine or from
+// Failed's, after each change of its state; nil for nobody.
+func New(spec Spec, get Getter, changed func()) *Server {
+	if changed == nil {
+		changed = func() {}
+	}
+	s := &Server{spec: spec, get: get, changed: changed, wake: make(chan struct{}, 1)}
+	s.state = State{Name: spec.Name, Problem: "it has not answered yet", Models: named(spec.Models)}
+	return s
+}
+
+func named(names []string) []Model {
+	var models []Model
+	for _, n := range names {
+		models = append(models, Model{Name: n})
+	}
+	return models
+}
+
+// Name is what the configuration calls it.
+func (s *Server) Name() string { return s.spec.Name }
+
+// State is what is known of it now.
+func (s *Server) State() State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state
+}
+
+// Serves reports whether it serves the model.
+func (s *Server) Serves(model string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.ContainsFunc(s.state.Models, func(m Model) bool { return m.Name == model })
+}
+
+// maxFailures is how many requests in a row may fail before the server counts as dead.
+const maxFailures = 3
+
+// Answered notes that a request got an answer.
+func (s *Server) Answered() { s.failures.Store(0) }
+
+// Failed notes that a request got none: fatal when not even a connection could be made. A server that fails is not
+// picked again until its /health says 200.
+func (s *Server) Failed(fatal bool, why string) {
+	if n := s.failures.Add(1); !fatal && n < maxFailures {
+		return
+	}
+	if s.set(func(st *State) { st.Alive, st.Problem = false, why }) {
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// set changes the state and tells whoever wants to know. It reports whether anything changed.
+func (s *Server) set(change func(*State)) bool {
+	s.mu.Lock()
+	before := s.state
+	change(&s.state)
+	if before.Alive != s.state.Alive {
+		s.state.Since = time.Now()
+	}
+	same := before.Alive == s.state.Alive && before.Problem == s.state.Problem && before.Warning == s.state.Warning &&
+		before.Version == s.state.Version && slices.Equal(before.Models, s.state.Models)
+	s.mu.Unlock()
+	if !same {
+		s.changed()
+	}
+	return !same
+}
+
+// Why nothing was picked.
+var (
+	ErrUnknown = errors.New("no upstream of that name")
+	ErrNone    = errors.New("no upstream serves the model")
+	ErrDown    = errors.New("no upstream that serves the model is alive")
+)
+
+// Set is the servers of one configuration.
+type Set struct {
+	servers []*Server
+	turn    sync.Map // model → *atomic.Uint64
+}
+
+// NewSet makes a set of servers.
+func NewSet(servers []*Server) *Set { return &Set{servers: servers} }
+
+// Pick chooses in turn among the live servers of the model; of a named one, that one. The model is "" for operations
+// that have none. Errors: ErrUnknown, ErrNone, ErrDown.
+func (s *Set) Pick(model, name string) (*Server, error) {
+	var can, alive []*Server
+	for _, one := range s.servers {
+		if name != "" && one.spec.Name != name || model != "" && !one.Serves(model) {
+			continue
+		}
+		can = append(can, one)
+		if one.State().Alive {
+			alive = append(alive, one)
+		}
+	}
+	switch {
+	case len(can) == 0 && name != "" && !slices.ContainsFunc(s.servers, func(o *Server) bool { return o.spec.Name == name }):
+		return nil, ErrUnknown
+	case len(can) == 0:
+		return nil, ErrNone
+	case len(alive) == 0:
+		return nil, ErrDown
+	case len(alive) == 1:
+		return alive[0], nil
+	}
+	turn, _ := s.turn.LoadOrStore(model, new(atomic.Uint64))
+	return alive[turn.(*atomic.Uint64).Add(1)%uint64(len(alive))], nil
+}
+
+// States is what is known of every server, in the configuration's order.
+func (s *Set) States() []State {
+	var all []State
+	for _, one := range s.servers {
+		all = append(all, one.State())
+	}
+	return all
+}

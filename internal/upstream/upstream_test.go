@@ -1,0 +1,183 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fake is a vLLM server that answers GETs.
+type fake struct {
+	mu      sync.Mutex
+	down    error
+	health  int
+	models  string
+	version string
+	noKey   int // status of a request without the key
+	asked   map[string]int
+}
+
+func (f *fake) Get(_ context.Context, path string, withKey bool) (int, []byte, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.asked == nil {
+		f.asked = map[string]int{}
+	}
+	f.asked[fmt.Sprint(path, withKey)]++
+	if f.down != nil {
+		return 0, nil, f.down
+	}
+	switch {
+	case !withKey:
+		return f.noKey, nil, nil
+	case path == "/health":
+		return f.health, nil, nil
+	case path == "/v1/models":
+		return 200, []byte(f.models), nil
+	}
+	return 200, []byte(f.version), nil
+}
+
+func (f *fake) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+func healthy() *fake {
+	return &fake{health: 200, noKey: 401, version: `{"version":"0.32.0"}`, models: `{"data":[{"id":"tiny","created":7,"max_model_len":1024,"root":"/secret/path"}]}`}
+}
+
+func TestAServerComesUpIsLostAndComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := healthy()
+		f.down = errors.New("connection refused")
+		changes := 0
+		s := New(Spec{Name: "a", HasKey: true}, f, func() { changes++ })
+		set := NewSet([]*Server{s})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { s.Run(ctx); close(done) }()
+		synctest.Wait()
+		if _, err := set.Pick("", "a"); !errors.Is(err, ErrDown) || s.State().Problem != "connection refused" {
+			t.Fatalf("%v, %+v", err, s.State())
+		}
+		f.set(func() { f.down = nil })
+		time.Sleep(deadEvery)
+		synctest.Wait()
+		st := s.State()
+		if !st.Alive || st.Version != "0.32.0" || !st.Release.Known() || len(st.Models) != 1 || st.Models[0].MaxModelLen != 1024 || st.Warning != "" {
+			t.Fatalf("%+v", st)
+		}
+		if got, err := set.Pick("tiny", ""); err != nil || got != s {
+			t.Fatal(got, err)
+		}
+		if _, err := set.Pick("other", ""); !errors.Is(err, ErrNone) {
+			t.Fatal(err)
+		}
+		f.set(func() { f.health = 503 })
+		s.Failed(true, "connection refused")
+		synctest.Wait()
+		if _, err := set.Pick("tiny", ""); !errors.Is(err, ErrDown) {
+			t.Fatal("a dead server is picked", err)
+		}
+		f.set(func() { f.health = 200 })
+		time.Sleep(deadEvery)
+		synctest.Wait()
+		if !s.State().Alive || changes == 0 {
+			t.Fatal("it does not come back")
+		}
+		cancel()
+		<-done
+	})
+}
+
+func TestSingleFailuresAreForgiven(t *testing.T) {
+	s := New(Spec{Name: "a", Models: []string{"m"}}, healthy(), nil)
+	s.set(func(st *State) { st.Alive = true })
+	for range 10 {
+		s.Failed(false, "500")
+		s.Failed(false, "500")
+		s.Answered()
+	}
+	if !s.State().Alive {
+		t.Error("two failures killed it")
+	}
+	for range maxFailures {
+		s.Failed(false, "500")
+	}
+	if s.State().Alive {
+		t.Error("it fails for ever and lives")
+	}
+}
+
+// The three mistakes that an operator makes with vLLM's key, each told as what it is.
+func TestWrongKeysAreTold(t *testing.T) {
+	ctx := context.Background()
+	f := healthy()
+	f.noKey = 200
+	s := New(Spec{Name: "a", HasKey: true}, f, nil)
+	s.check(ctx)
+	if w := s.State().Warning; !strings.Contains(w, "--root-path") {
+		t.Errorf("an open server: %q", w)
+	}
+	if p := modelsProblem(401, nil, true); !strings.Contains(p, "refuses the key") {
+		t.Error(p)
+	}
+	if p := modelsProblem(401, nil, false); !strings.Contains(p, "key_file") {
+		t.Error(p)
+	}
+}
+
+func TestConfiguredModelsAreServedAndMissingOnesTold(t *testing.T) {
+	s := New(Spec{Name: "a", Models: []string{"tiny", "gone"}}, healthy(), nil)
+	s.check(context.Background())
+	st := s.State()
+	if len(st.Models) != 2 || st.Models[0].MaxModelLen != 1024 || !strings.Contains(st.Warning, `"gone"`) {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestGarbageIsNotAModelList(t *testing.T) {
+	for _, body := range []string{"", "[]x", `{"data":[{"id":""}]}`, `{"data":[{"id":"` + strings.Repeat("x", 300) + `"}]}`, `{"data":7}`} {
+		if got, err := parseModels([]byte(body)); err == nil {
+			t.Errorf("%.20q: %v", body, got)
+		}
+	}
+}
+
+func TestPickTakesTurnsAmongTheLiving(t *testing.T) {
+	var all []*Server
+	for _, name := range []string{"a", "b", "c"} {
+		s := New(Spec{Name: name, Models: []string{"m"}}, healthy(), nil)
+		s.set(func(st *State) { st.Alive = name != "b" })
+		all = append(all, s)
+	}
+	set := NewSet(all)
+	got := map[string]int{}
+	for range 10 {
+		s, err := set.Pick("m", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got[s.Name()]++
+	}
+	if got["a"] != 5 || got["c"] != 5 || got["b"] != 0 {
+		t.Errorf("%v", got)
+	}
+	if _, err := set.Pick("m", "b"); !errors.Is(err, ErrDown) {
+		t.Error(err)
+	}
+	if _, err := set.Pick("m", "z"); !errors.Is(err, ErrUnknown) {
+		t.Error(err)
+	}
+}
