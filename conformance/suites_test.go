@@ -70,7 +70,7 @@ func proofsB() []proof {
 }
 
 func proofsC() []proof {
-	return slices.Concat([]proof{routesAreCatalogued}, attacksOnPooling("/score", "/rerank", "/pooling"), operationsOfEmbed())
+	return slices.Concat([]proof{routesAreCatalogued}, attacksOnPooling("/score", "/rerank", "/pooling"), operationsOfEmbed(), embeddingClientsPassUnchanged())
 }
 
 func proofsD() []proof {
