@@ -162,6 +162,7 @@ func TestAnswers(t *testing.T) {
 		{"/tokenize", `{"prompt":"ab"}`, 200, []string{`"count":2`, `[97,98]`}},
 		{"/detokenize", `{"tokens":[97,98]}`, 200, []string{`{"prompt":"ab"}`}},
 		{"/invocations", `{"model":"nope","messages":[]}`, 200, []string{`"model":"tiny"`}},
+		{"/v1/decisions", `{"input":"a","questions":[{}]}`, 200, []string{`"decision"`, `"usage"`}},
 		{"/generative_scoring", `{"query":"a","items":["b"]}`, 200, []string{`"usage"`}},
 	} {
 		status, body := post(t, s, c.path, c.body)
@@ -378,6 +379,24 @@ func TestBytesOfEmbeddings(t *testing.T) {
 	b, _ := io.ReadAll(resp.Body)
 	if !json.Valid([]byte(resp.Header.Get("Metadata"))) || len(b) != 16 || !bytes.Equal(b, packed(vector("ab"))) {
 		t.Errorf("%d bytes, metadata %q", len(b), resp.Header.Get("Metadata"))
+	}
+}
+
+// What an older release serves, not the newest, when asked.
+func TestAnotherRelease(t *testing.T) {
+	old := *surface.Newest()
+	old.Version, old.Routes, old.GuardedPrefixes = "0.8.5", nil, []string{"/v1"}
+	for _, r := range surface.Newest().Routes {
+		if r.Path != "/v1/decisions" {
+			old.Routes = append(old.Routes, r)
+		}
+	}
+	s := Start(t, Options{Surface: &old})
+	if status, body := post(t, s, "/v1/decisions", "{}"); status != 404 {
+		t.Errorf("a route that the release lacks: %d %s, want 404", status, body)
+	}
+	if answer := raw(t, s, "GET /version HTTP/1.1\r\nConnection: close\r\n\r\n"); !strings.Contains(answer, `{"version":"0.8.5"}`) {
+		t.Errorf("the version: %q", answer)
 	}
 }
 
