@@ -1,0 +1,122 @@
+package forward
+
+import (
+	"bufio"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// conn is one connection to an upstream. One request at a time uses it.
+type conn struct {
+	rw        net.Conn // what is read and written: TLS, or raw itself
+	raw       net.Conn
+	secure    bool
+	br        *bufio.Reader
+	out       []byte // the request's head, kept for the next one
+	line      []byte // a header line that was longer than br's buffer
+	headSize  int64  // bytes of the head that was sent
+	used      bool   // it served a request before
+	idleSince time.Time
+	deadlines bool // a deadline is set
+}
+
+func newConn(rw, raw net.Conn) *conn {
+	_, secure := rw.(*tls.Conn)
+	return &conn{rw: rw, raw: raw, secure: secure, br: bufio.NewReaderSize(rw, 4<<10)}
+}
+
+// abort closes the connection at once and wakes whoever reads or writes it. It may be called at any time, more than once.
+func (c *conn) abort() { _ = c.raw.Close() }
+
+// deadline bounds reading and writing from now on.
+func (c *conn) deadline(by time.Time) { _ = c.raw.SetDeadline(by) } // fails only when closed, which reading tells
+
+// reusable reports whether nothing but the answer was sent: bytes beyond it would be taken for the next answer.
+func (c *conn) reusable() bool { return c.br.Buffered() == 0 }
+
+// smallBody is copied behind the head, so that head and body leave in one packet and one system call.
+const smallBody = 8 << 10
+
+// send writes the request with one framing, Content-Length. It returns how many bytes of head and body were taken.
+func (c *conn) send(u *Upstream, call *Call) (int64, error) {
+	length := call.length()
+	b := append(c.out[:0], call.Grant.Method()...)
+	b = append(append(b, ' '), call.Grant.Path()...)
+	b = append(b, " HTTP/1.1\r\n"...)
+	b = append(b, u.fixed...)
+	b = append(b, u.keyLine...)
+	if call.Stream {
+		b = append(b, "Accept: text/event-stream\r\n"...)
+	} else {
+		b = append(b, "Accept: application/json\r\n"...)
+	}
+	if call.RequestID != "" {
+		b = append(append(append(b, "X-Request-Id: "...), call.RequestID...), "\r\n"...)
+	}
+	if length > 0 || call.Grant.Method() != "GET" {
+		b = append(b, "Content-Length: "...)
+		b = append(strconv.AppendInt(b, length, 10), "\r\n"...)
+	}
+	if length > 0 && call.ContentType != "" {
+		b = append(append(append(b, "Content-Type: "...), call.ContentType...), "\r\n"...)
+	}
+	b = append(b, "\r\n"...)
+	c.headSize = int64(len(b))
+	switch {
+	case call.Body == nil && call.Reader != nil:
+		c.out = b
+		return c.copy(b, call)
+	case len(call.Body) <= smallBody:
+		b = append(b, call.Body...)
+		c.out = b
+		n, err := c.rw.Write(b)
+		return int64(n), err
+	}
+	c.out = b
+	parts := net.Buffers{b, call.Body}
+	return parts.WriteTo(c.rw)
+}
+
+// copy sends a head and a body that is not in memory, exactly as long as declared.
+func (c *conn) copy(head []byte, call *Call) (int64, error) {
+	n, err := c.rw.Write(head)
+	if err != nil {
+		return int64(n), err
+	}
+	m, err := io.CopyN(c.rw, call.Reader, call.Length)
+	if err == io.EOF {
+		err = fmt.Errorf("the body ended after %d of %d bytes", m, call.Length)
+	}
+	return int64(n) + m, err
+}
+
+// isTimeout reports whether a deadline of ours passed.
+func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
+
+// alive reports whether a pooled connection can be written to: not closed by the other side, and no bytes that nobody
+// asked for. It costs one system call and waits for nothing. Where it cannot be asked, the connection counts as dead.
+func (c *conn) alive() bool {
+	sc, ok := c.raw.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	rc, err := sc.SyscallConn()
+	if err != nil {
+		return false
+	}
+	ok = false
+	if err := rc.Read(func(fd uintptr) bool {
+		ok = peek(fd)
+		return true
+	}); err != nil {
+		return false
+	}
+	return ok
+}
