@@ -276,8 +276,11 @@ func apply(to map[string]any, e policy.Edit) {
 	to[names[len(names)-1]] = v
 }
 
+// failing is what both testing and rapid have.
+type failing interface{ Fatalf(string, ...any) }
+
 // checkChanges holds that the changes are in order, apart, have a reason, and are all that differs.
-func checkChanges(t rapid.TB, body string, b Body) {
+func checkChanges(t failing, body string, b Body) {
 	var out strings.Builder
 	end := 0
 	for _, c := range b.Changes {
