@@ -2,34 +2,33 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"slices"
 	"strings"
 )
 
-// diffFiles prints which routes, models and fields came (+), went (-) or changed (~) from one file to another.
-func diffFiles(w io.Writer, before, after string) error {
+// diffFiles says which routes, models and fields came (+), went (-) or changed (~) from one file to another.
+func diffFiles(before, after string) (string, error) {
 	var pair [2]surface
 	for i, name := range []string{before, after} {
 		text, err := os.ReadFile(name)
 		if err != nil {
-			return err
+			return "", err
 		}
 		if pair[i], err = parse(text); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return "", fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	a, b := pair[0], pair[1]
+	a, b, w := pair[0], pair[1], &strings.Builder{}
 	fmt.Fprintf(w, "%s -> %s\n", a.Release, b.Release)
 	changed(w, "", "guarded prefixes", strings.Join(a.GuardedPrefixes, " "), strings.Join(b.GuardedPrefixes, " "))
 	diffRoutes(w, a, b)
 	diffModels(w, a, b)
-	return nil
+	return w.String(), nil
 }
 
-func changed(w io.Writer, indent, what, before, after string) {
+func changed(w *strings.Builder, indent, what, before, after string) {
 	if before != after {
 		fmt.Fprintf(w, "%s~ %s: %q -> %q\n", indent, what, before, after)
 	}
@@ -51,7 +50,7 @@ func sides[V any](a, b map[string]V, each func(key string, x, y *V)) {
 	}
 }
 
-func diffRoutes(w io.Writer, a, b surface) {
+func diffRoutes(w *strings.Builder, a, b surface) {
 	index := func(s surface) map[string]route {
 		out := map[string]route{}
 		for _, r := range s.Routes {
@@ -80,7 +79,7 @@ func diffRoutes(w io.Writer, a, b surface) {
 	})
 }
 
-func diffModels(w io.Writer, a, b surface) {
+func diffModels(w *strings.Builder, a, b surface) {
 	sides(a.Models, b.Models, func(key string, x, y *model) {
 		switch {
 		case x == nil:
@@ -101,7 +100,7 @@ func diffModels(w io.Writer, a, b surface) {
 	})
 }
 
-func diffFields(w io.Writer, a, b model) {
+func diffFields(w *strings.Builder, a, b model) {
 	index := func(m model) map[string]field {
 		out := map[string]field{}
 		for _, f := range m.Fields {

@@ -110,9 +110,9 @@ func download(ctx context.Context, o options, root, requirement string, progress
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(folder)
+	defer func() { _ = os.RemoveAll(folder) }()
 	requirement = strings.ReplaceAll(requirement, " ", "")
-	fmt.Fprintf(progress, "surface: downloading %s\n", requirement)
+	say(progress, "downloading %s", requirement)
 	args := []string{
 		"-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", folder,
 		"--implementation", "cp", "--python-version", "3.12", "--abi", "cp312", "--abi", "abi3", "--abi", "none",
@@ -147,7 +147,7 @@ func unpack(wheel, root string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", filepath.Base(wheel), err)
 	}
-	defer archive.Close()
+	defer func() { _ = archive.Close() }() // only read
 	for _, member := range archive.File {
 		wanted := strings.HasSuffix(member.Name, ".py") || strings.HasSuffix(member.Name, ".dist-info/METADATA")
 		if !wanted || strings.Contains(member.Name, ".data/") {
@@ -171,7 +171,7 @@ func copyMember(member *zip.File, path string) error {
 	if err != nil {
 		return err
 	}
-	defer in.Close()
+	defer func() { _ = in.Close() }() // only read
 	text, err := io.ReadAll(io.LimitReader(in, maxMember+1))
 	if err != nil {
 		return fmt.Errorf("%s: %w", member.Name, err)
@@ -195,7 +195,7 @@ func requirements(root string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }() // only read
 	var needs []string
 	lines := bufio.NewScanner(file)
 	lines.Buffer(nil, 1<<20)

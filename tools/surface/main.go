@@ -47,13 +47,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	if err := do(ctx, o, flags.Args(), stdout, stderr); err != nil {
-		fmt.Fprintln(stderr, "surface:", err)
+		say(stderr, "%v", err)
 		if errors.Is(err, errUsage) {
 			return 2
 		}
 		return 1
 	}
 	return 0
+}
+
+// say reports progress; a terminal that cannot be written to is no reason to stop.
+func say(w io.Writer, format string, args ...any) {
+	_, _ = fmt.Fprintf(w, "surface: "+format+"\n", args...)
 }
 
 // errUsage marks a command line that cannot mean anything.
@@ -64,7 +69,11 @@ func do(ctx context.Context, o options, args []string, stdout, stderr io.Writer)
 		if len(args) != 2 {
 			return fmt.Errorf("%w: -diff takes two files, OLD.json and NEW.json", errUsage)
 		}
-		return diffFiles(stdout, args[0], args[1])
+		text, err := diffFiles(args[0], args[1])
+		if err == nil {
+			_, err = io.WriteString(stdout, text)
+		}
+		return err
 	}
 	if o.version == "" || len(args) != 0 {
 		return fmt.Errorf("%w: give -version, such as -version 0.32.0, and nothing else", errUsage)
@@ -85,7 +94,7 @@ func extractTo(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(stderr, "surface: reading %s\n", release.Wheel)
+	say(stderr, "reading %s", release.Wheel)
 	text, err := read(ctx, o.python, release)
 	if err != nil {
 		return err
@@ -94,7 +103,7 @@ func extractTo(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("the reader's own output: %w", err)
 	}
-	fmt.Fprintf(stderr, "surface: %d routes, %d models, %d unresolved, %d KB\n",
+	say(stderr, "%d routes, %d models, %d unresolved, %d KB",
 		len(found.Routes), len(found.Models), len(found.Unresolved), len(text)/1024)
 	if o.out == "" {
 		_, err = stdout.Write(text)

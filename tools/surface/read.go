@@ -23,7 +23,7 @@ func read(ctx context.Context, python string, r release) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(folder)
+	defer func() { _ = os.RemoveAll(folder) }()
 	if err := os.CopyFS(folder, scripts); err != nil {
 		return nil, err
 	}

@@ -179,6 +179,8 @@ class Index:
         if isinstance(node, (ast.Tuple, ast.List, ast.Set)):
             items = [self.constant(module, x, depth + 1) for x in node.elts]
             return None if any(x is None for x in items) else tuple(items)
+        if isinstance(node, (ast.UnaryOp, ast.BinOp)):
+            return self.number(module, node, depth)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("get_args", "frozenset", "set"):
             return self.constant(module, node.args[0], depth + 1) if node.args else None
         if isinstance(node, ast.Subscript) and isinstance(node.value, (ast.Name, ast.Attribute)):
@@ -191,3 +193,16 @@ class Index:
             if found and found[0] != "external" and found[1] == "assign":
                 return self.constant(found[0], found[2], depth + 1)
         return None
+
+    def number(self, module, node, depth):
+        """-(2**63), 5 * 1024: small arithmetic of integers."""
+        if isinstance(node, ast.UnaryOp):
+            value = self.constant(module, node.operand, depth + 1)
+            return -value if isinstance(node.op, ast.USub) and isinstance(value, (int, float)) else None
+        left, right = self.constant(module, node.left, depth + 1), self.constant(module, node.right, depth + 1)
+        if type(left) is not int or type(right) is not int or abs(right) > 2**63:
+            return None
+        if isinstance(node.op, ast.Pow):
+            return left**right if 0 <= right <= 128 and abs(left) <= 1024 else None
+        steps = {ast.Add: left + right, ast.Sub: left - right, ast.Mult: left * right}
+        return steps.get(type(node.op))

@@ -152,7 +152,7 @@ class Models:
             model["members"] = self.enum_members(mro)
             return key
         if kind in ("pydantic", "typed_dict", "dataclass", "struct"):
-            model["extra"] = self.extra(mro, kind)
+            model["extra"] = self.extra(module, node) or "ignore"
         model["fields"] = self.fields(mro, kind)
         also = self.undeclared(mro, model["fields"])
         if also:
@@ -164,20 +164,30 @@ class Models:
         values = [self.index.constant(owner, s.value) for s in node.body if isinstance(s, ast.Assign)]
         return [str(v) for v in values if v is not None]
 
-    def extra(self, mro, kind):
-        for owner, node in mro:
-            for k in node.keywords:
-                if k.arg == "forbid_unknown_fields" and getattr(k.value, "value", False):
-                    return "forbid"
-                if k.arg == "extra":
-                    return str(self.index.constant(owner, k.value))
-            for stmt in node.body:
-                target = stmt.targets[0] if isinstance(stmt, ast.Assign) else stmt.target if isinstance(stmt, ast.AnnAssign) else None
-                if isinstance(target, ast.Name) and target.id in ("model_config", "__pydantic_config__") and stmt.value:
-                    given = self.config(stmt.value)
-                    if "extra" in given:
-                        return str(self.index.constant(owner, given["extra"]))
-        return "ignore"
+    def extra(self, owner, node):
+        """What a class does with fields that are not declared; pydantic lets the last base that says so decide."""
+        own = self.own_extra(owner, node)
+        if own:
+            return own
+        for base in reversed(self.bases(owner, node)[0]):
+            inherited = self.extra(*base)
+            if inherited:
+                return inherited
+        return ""
+
+    def own_extra(self, owner, node):
+        for k in node.keywords:
+            if k.arg == "forbid_unknown_fields" and getattr(k.value, "value", False):
+                return "forbid"
+            if k.arg == "extra":
+                return str(self.index.constant(owner, k.value))
+        for stmt in node.body:
+            target = stmt.targets[0] if isinstance(stmt, ast.Assign) else getattr(stmt, "target", None)
+            if isinstance(target, ast.Name) and target.id in ("model_config", "__pydantic_config__") and stmt.value:
+                given = self.config(stmt.value)
+                if "extra" in given:
+                    return str(self.index.constant(owner, given["extra"]))
+        return ""
 
     def config(self, node):
         if isinstance(node, ast.Call):
@@ -236,8 +246,7 @@ class Models:
             body = given["default_factory"]
             field["default"] = ast.unparse(body.body) if isinstance(body, ast.Lambda) else ast.unparse(body) + "()"
         elif "default" in given and not (isinstance(given["default"], ast.Constant) and given["default"].value is ...):
-            default = self.index.constant(module, given["default"])
-            field["default"] = ast.unparse(given["default"]) if default is None or isinstance(default, tuple) else repr(default)
+            field["default"] = self.plain(module, given["default"])
         else:
             field["required"] = True
         aliases = []
@@ -247,9 +256,14 @@ class Models:
                     aliases.append(sub.value)
         if aliases:
             field["aliases"] = aliases
-        bounds = [f"{k}={ast.unparse(v)}" for k, v in sorted(given.items()) if k not in PROSE | NAMES | {"default", "default_factory", "init"}]
+        bounds = [f"{k}={self.plain(module, v)}" for k, v in sorted(given.items()) if k not in PROSE | NAMES | {"default", "default_factory", "init"}]
         if bounds:
             field["bounds"] = ", ".join(bounds)
+
+    def plain(self, module, node):
+        """A constant as its value, so that a bound means something without the file it stands in."""
+        value = self.index.constant(module, node)
+        return ast.unparse(node) if value is None or isinstance(value, tuple) else repr(value)
 
     def is_field(self, node):
         return isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("Field", "field")
@@ -287,7 +301,7 @@ class Models:
         key = self.key(module, name)
         if key not in self.out:
             model = {"source": module.rel, "kind": "union", "members": [self.clean(m) for m in members]}
-            bounds = self.alias_bounds(node)
+            bounds = self.alias_bounds(module, node)
             if bounds:
                 model["bounds"] = bounds
             self.out[key] = model
@@ -295,12 +309,12 @@ class Models:
                 self.reach(module, member)
         return key
 
-    def alias_bounds(self, node):
+    def alias_bounds(self, module, node):
         """The limits in `A = Annotated[T, Field(max_length=9)]`."""
         if not isinstance(node, ast.Subscript) or ast.unparse(node.value).split(".")[-1] != "Annotated":
             return ""
         calls = [x for x in node.slice.elts[1:] if self.is_field(x)]
-        given = [(k.arg, ast.unparse(k.value)) for c in calls for k in c.keywords if k.arg not in PROSE | NAMES]
+        given = [(k.arg, self.plain(module, k.value)) for c in calls for k in c.keywords if k.arg not in PROSE | NAMES]
         return ", ".join(f"{k}={v}" for k, v in sorted(given))
 
     def union(self, node):

@@ -1,8 +1,9 @@
 """Every HTTP server of a release: the API server first, then whatever else makes an application."""
 
 import ast
+import re
 
-from calls import registrations
+from routing import registrations
 from values import Class, Func, Obj, Router
 
 # Where an application is made -> the name of its server. Others are named after their module and reported.
@@ -41,23 +42,24 @@ class Servers:
         out = []
         for server, module, maker in api + rest:
             out += [(server, app) for app in self.run(module, maker)]
-        self.unreached()
+        self.unreached({(reg.rel, reg.line) for _, app in out for reg in app.regs})
         return out
 
-    def unreached(self):
-        """Reports every registration in the release that no walk came past: none may be missing without a word."""
+    def unreached(self, served):
+        """Reports every registration in the release that ended in no server: none may be missing without a word."""
         for name, rel in self.index.paths():
             module = self.index.modules.get(name) or (self.index.module(name) if self.suspicious(rel) else None)
             for node, path in registrations(module.tree) if module and name.startswith("vllm.") else []:
-                if path and (rel, node.lineno) not in self.walker.reached:
+                if path and (rel, node.lineno) not in served:
                     self.walker.report("route", rel, node.lineno, f"{path} is registered here, and no server was seen to include it")
-        if "VLLM_USE_RUST_FRONTEND" in open(self.index.root + "/vllm/envs.py", encoding="utf-8").read():
+        envs = self.index.module("vllm.envs")
+        if envs and "VLLM_USE_RUST_FRONTEND" in ast.unparse(envs.tree):
             self.walker.report("server", "vllm/envs.py", 0, "VLLM_USE_RUST_FRONTEND=1 serves from a compiled program, which was not read")
 
     def suspicious(self, rel):
         with open(self.index.root + "/" + rel, encoding="utf-8", errors="replace") as f:
             text = f.read()
-        return "APIRouter" in text or "add_api_route" in text or "FastAPI" in text or "router." in text
+        return "APIRouter" in text or "FastAPI" in text or re.search(r"(router|app)\.(get|post|put|delete|patch|api_route|websocket|add_)", text)
 
     def other_frameworks(self, name, rel, text):
         if any(f"import {o}" in text or f"from {o} import" in text for o in OTHERS) or "import web\n" in text and "aiohttp" in text:

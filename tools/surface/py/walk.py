@@ -27,7 +27,6 @@ class Walker(Calls):
         self.scopes = {}
         self.unresolved = []
         self.opaque = {}  # text of a condition that was not understood -> where it stands
-        self.reached = set()  # (file, line) of every registration that was followed
         self.hosting = {}  # handler type of the hosting standards -> [(condition, Func)]
         self.stack = []
 
