@@ -1,101 +1,211 @@
-// Package meter counts requests, tokens and times for Prometheus.
-// It refuses labels that come from a request: they are the catalogue's and the configuration's words only, so that no
-// caller can make the number of series grow.
+// Package meter counts requests, tokens and times, and shows them to Prometheus.
+// It refuses to make a label of anything that a request brought: labels come from the catalogue, the configuration and
+// the models that the operator's own servers name.
 package meter
 
 import (
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/vallum/vallum/internal/verdict"
+	"github.com/vallum/vallum/internal/vllm"
 )
 
-// Sample is what is counted of one request. Every string is a word of the catalogue or the configuration, or "".
+// Sample is what is counted of one request.
 type Sample struct {
-	Operation, Model, Role, Reason, Upstream string
+	Operation, Model, Role, Reason, Upstream string // Model and Role of a valid grant, "" otherwise; Reason "" when it was answered
 	Outcome                                  verdict.Outcome
 	Prompt, Cached, Completion               int64
-	Duration                                 time.Duration
-	Began                                    bool // Began was called for it
+	Duration                                 time.Duration // in the gateway, from the first byte of the head to the end
+	Began                                    bool          // Began was called for it
 }
 
-// Meter counts. Make it with New; it outlives reloads.
+// Meter holds the metrics in a registry of its own. It may be used by any number of goroutines.
 type Meter struct {
-	registry   *prometheus.Registry
-	requests   *prometheus.CounterVec
-	tokens     *prometheus.CounterVec
-	inFlight   *prometheus.GaugeVec
-	duration   *prometheus.HistogramVec
-	firstByte  *prometheus.HistogramVec
-	interEvent *prometheus.HistogramVec
-	upstream   *prometheus.HistogramVec
+	registry *prometheus.Registry
+	requests *prometheus.CounterVec
+	tokens   *prometheus.CounterVec
+	bytes    *prometheus.CounterVec
+	first    *prometheus.HistogramVec
+	between  *prometheus.HistogramVec
+	upstream *prometheus.HistogramVec
+	own      *prometheus.HistogramVec
+	inFlight *prometheus.GaugeVec
+
+	mu    sync.RWMutex
+	lines map[line]*series // what the labels of a request lead to, so that they are looked up once
 }
 
-// Buckets in seconds. A refusal takes microseconds, a prefill up to minutes.
+// line is the labels of one request.
+type line struct{ operation, model, role, reason, ended, upstream string }
+
+// series are the metrics of one line.
+type series struct {
+	requests                   prometheus.Counter
+	prompt, cached, completion prometheus.Counter
+	up, down                   prometheus.Counter
+	first, between, upstream   prometheus.Observer
+	own                        prometheus.Observer
+}
+
+// maxLines bounds the kept lines; beyond them the labels are looked up each time.
+const maxLines = 10_000
+
+// Buckets for language models: a first token takes milliseconds to minutes, the next ones milliseconds, whole answers
+// up to many minutes.
 var (
-	longBuckets  = []float64{.001, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600}
-	eventBuckets = []float64{.001, .0025, .005, .01, .02, .03, .05, .075, .1, .2, .5, 1, 5}
+	firstBuckets   = []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320}
+	betweenBuckets = []float64{.002, .005, .01, .015, .02, .03, .04, .05, .075, .1, .15, .2, .3, .5, 1, 2.5, 5}
+	wholeBuckets   = []float64{.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640, 1280}
+	ownBuckets     = []float64{.00005, .0001, .0002, .0003, .0005, .001, .002, .005, .01, .05, .1, 1, 10}
 )
 
-// New makes a meter with a registry of its own.
+// New makes a meter that has counted nothing.
 func New() *Meter {
-	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "vallum_" + name, Help: help}, labels)
-	}
-	histogram := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
-		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "vallum_" + name, Help: help, Buckets: buckets}, labels)
-	}
-	m := &Meter{
-		registry:   prometheus.NewRegistry(),
-		requests:   counter("requests_total", "Requests, by how they were answered and how they ended.", "operation", "model", "role", "reason", "ended"),
-		tokens:     counter("tokens_total", "Tokens: prompt, cached (a part of prompt), completion.", "kind", "operation", "model", "role"),
-		inFlight:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "vallum_requests_in_flight", Help: "Admitted requests that have not ended."}, []string{"operation"}),
-		duration:   histogram("request_duration_seconds", "From a request's arrival to its end.", longBuckets, "operation", "model"),
-		firstByte:  histogram("time_to_first_token_seconds", "From sending upstream to the first event of a stream.", longBuckets, "operation", "model"),
-		interEvent: histogram("inter_token_latency_seconds", "Mean time between the content events of a stream.", eventBuckets, "operation", "model"),
-		upstream:   histogram("upstream_duration_seconds", "From sending upstream to its last byte.", longBuckets, "upstream"),
-	}
-	m.registry.MustRegister(m.requests, m.tokens, m.inFlight, m.duration, m.firstByte, m.interEvent, m.upstream)
+	m := &Meter{registry: prometheus.NewRegistry(), lines: map[line]*series{}}
+	m.requests = m.counter("vallum_requests_total", "Requests, by how they were decided and ended. reason is \"none\" for those that were answered.", "operation", "model", "role", "reason", "ended", "upstream")
+	m.tokens = m.counter("vallum_tokens_total", "Tokens of answered requests. kind is prompt (cached ones included), cached or completion.", "kind", "operation", "model", "role")
+	m.bytes = m.counter("vallum_body_bytes_total", "Bytes of bodies: up to the upstream, down to the caller.", "direction", "operation")
+	m.first = m.histogram("vallum_time_to_first_token_seconds", "From sending a streamed request to its first event.", firstBuckets, "operation", "model", "upstream")
+	m.between = m.histogram("vallum_inter_token_seconds", "The mean time between two events of a stream; one observation for each stream.", betweenBuckets, "operation", "model", "upstream")
+	m.upstream = m.histogram("vallum_upstream_seconds", "From sending a request to the upstream's last byte.", wholeBuckets, "operation", "model", "upstream")
+	m.own = m.histogram("vallum_overhead_seconds", "What a request took beyond the upstream's time: the gateway's own work, and the time in which bodies arrived.", ownBuckets, "operation")
+	m.inFlight = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "vallum_requests_in_flight", Help: "Requests that were admitted and have not ended."}, []string{"operation"})
+	m.registry.MustRegister(m.inFlight, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
-// Gauge adds a value that is read at each scrape, such as the length of a queue.
-func (m *Meter) Gauge(name, help string, read func() float64) {
-	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "vallum_" + name, Help: help}, read))
+func (m *Meter) counter(name, help string, labels ...string) *prometheus.CounterVec {
+	c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	m.registry.MustRegister(c)
+	return c
 }
 
-// Began counts an admitted request as running.
-func (m *Meter) Began(operation string) { m.inFlight.WithLabelValues(operation).Inc() }
-
-// Observe counts a request that has ended.
-func (m *Meter) Observe(s Sample) {
-	m.requests.WithLabelValues(s.Operation, s.Model, s.Role, s.Reason, s.Outcome.Ended.String()).Inc()
-	if !s.Began {
-		return
-	}
-	m.inFlight.WithLabelValues(s.Operation).Dec()
-	m.duration.WithLabelValues(s.Operation, s.Model).Observe(s.Duration.Seconds())
-	for kind, n := range map[string]int64{"prompt": s.Prompt, "cached": s.Cached, "completion": s.Completion} {
-		if n > 0 {
-			m.tokens.WithLabelValues(kind, s.Operation, s.Model, s.Role).Add(float64(n))
-		}
-	}
-	if s.Upstream == "" {
-		return
-	}
-	m.upstream.WithLabelValues(s.Upstream).Observe(s.Outcome.Upstream.Seconds())
-	if s.Outcome.Events > 0 {
-		m.firstByte.WithLabelValues(s.Operation, s.Model).Observe(s.Outcome.FirstByte.Seconds())
-	}
-	if s.Outcome.InterEvent > 0 {
-		m.interEvent.WithLabelValues(s.Operation, s.Model).Observe(s.Outcome.InterEvent.Seconds())
-	}
+func (m *Meter) histogram(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+	h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
+	m.registry.MustRegister(h)
+	return h
 }
+
+// Gauge shows a number that is asked for at each look, such as the length of the audit queue. The name and help are
+// literals of the program: a name twice, or one that Prometheus does not take, is a defect and panics.
+func (m *Meter) Gauge(name, help string, value func() float64) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+}
+
+// Upstreams shows which servers are up, as up says at each look.
+func (m *Meter) Upstreams(up func() map[string]bool) { m.registry.MustRegister(upstreams{up}) }
 
 // Handler serves the metrics.
 func (m *Meter) Handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4, Timeout: 10 * time.Second})
+}
+
+// Began counts a request that was admitted; Observe with Began ends it.
+func (m *Meter) Began(operation string) { m.inFlight.WithLabelValues(known(operation)).Inc() }
+
+// Observe counts a request that ended, in whatever way.
+func (m *Meter) Observe(s Sample) {
+	if s.Began {
+		m.inFlight.WithLabelValues(known(s.Operation)).Dec()
+	}
+	at := m.series(line{known(s.Operation), or(s.Model), or(s.Role), reason(s.Reason), s.Outcome.Ended.String(), or(s.Upstream)})
+	at.requests.Inc()
+	add(at.prompt, s.Prompt)
+	add(at.cached, s.Cached)
+	add(at.completion, s.Completion)
+	add(at.up, s.Outcome.BytesUp)
+	add(at.down, s.Outcome.BytesDown)
+	if s.Outcome.Events > 0 {
+		at.first.Observe(s.Outcome.FirstByte.Seconds())
+	}
+	if s.Outcome.InterEvent > 0 {
+		at.between.Observe(s.Outcome.InterEvent.Seconds())
+	}
+	if s.Outcome.Upstream > 0 {
+		at.upstream.Observe(s.Outcome.Upstream.Seconds())
+	}
+	at.own.Observe(max(0, s.Duration-s.Outcome.Upstream).Seconds())
+}
+
+func (m *Meter) series(l line) *series {
+	m.mu.RLock()
+	at := m.lines[l]
+	m.mu.RUnlock()
+	if at != nil {
+		return at
+	}
+	at = &series{
+		requests:   m.requests.WithLabelValues(l.operation, l.model, l.role, l.reason, l.ended, l.upstream),
+		prompt:     m.tokens.WithLabelValues("prompt", l.operation, l.model, l.role),
+		cached:     m.tokens.WithLabelValues("cached", l.operation, l.model, l.role),
+		completion: m.tokens.WithLabelValues("completion", l.operation, l.model, l.role),
+		up:         m.bytes.WithLabelValues("up", l.operation),
+		down:       m.bytes.WithLabelValues("down", l.operation),
+		first:      m.first.WithLabelValues(l.operation, l.model, l.upstream),
+		between:    m.between.WithLabelValues(l.operation, l.model, l.upstream),
+		upstream:   m.upstream.WithLabelValues(l.operation, l.model, l.upstream),
+		own:        m.own.WithLabelValues(l.operation),
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.lines) < maxLines {
+		m.lines[l] = at
+	}
+	return at
+}
+
+// known is the operation's id if the catalogue has it, and "none" for requests that matched no operation.
+func known(operation string) string {
+	if _, ok := vllm.ByID(operation); !ok {
+		return "none"
+	}
+	return operation
+}
+
+// reason is the reason's code if it is one.
+func reason(code string) string {
+	if code == "" {
+		return "none"
+	}
+	if _, ok := verdict.ReasonOf(code); !ok {
+		return verdict.Unanswered.String()
+	}
+	return code
+}
+
+func or(s string) string {
+	if s == "" {
+		return "none"
+	}
+	return s
+}
+
+// add adds a count. Less than nothing would panic, and is nothing.
+func add(c prometheus.Counter, n int64) {
+	if n > 0 {
+		c.Add(float64(n))
+	}
+}
+
+// upstreams collects which servers are up.
+type upstreams struct{ up func() map[string]bool }
+
+var upDesc = prometheus.NewDesc("vallum_upstream_up", "1 when the upstream answers its /health.", []string{"upstream"}, nil)
+
+func (u upstreams) Describe(ch chan<- *prometheus.Desc) { ch <- upDesc }
+
+func (u upstreams) Collect(ch chan<- prometheus.Metric) {
+	for name, up := range u.up() {
+		value := 0.0
+		if up {
+			value = 1
+		}
+		ch <- prometheus.MustNewConstMetric(upDesc, prometheus.GaugeValue, value, name)
+	}
 }

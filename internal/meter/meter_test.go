@@ -1,47 +1,122 @@
 package meter
 
 import (
+	"fmt"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/vallum/vallum/internal/verdict"
 )
 
-func scrape(m *Meter) string {
+func page(t *testing.T, m *Meter) string {
+	t.Helper()
 	w := httptest.NewRecorder()
 	m.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	if w.Code != 200 {
+		t.Fatalf("%d %s", w.Code, w.Body)
+	}
 	return w.Body.String()
 }
 
-func TestARequestIsCountedOnce(t *testing.T) {
-	m := New()
-	m.Gauge("audit_queue", "Lines.", func() float64 { return 3 })
-	m.Began("chat.create")
-	if !strings.Contains(scrape(m), `vallum_requests_in_flight{operation="chat.create"} 1`) {
-		t.Error("it does not run")
-	}
-	m.Observe(Sample{Operation: "chat.create", Model: "tiny", Role: "inference", Upstream: "a", Prompt: 7, Completion: 3, Began: true, Duration: time.Second,
-		Outcome: verdict.Outcome{Ended: verdict.Complete, Events: 3, FirstByte: 20 * time.Millisecond, InterEvent: 5 * time.Millisecond, Upstream: time.Second}})
-	m.Observe(Sample{Operation: "chat.create", Reason: "not_permitted"})
-	text := scrape(m)
-	for _, want := range []string{
-		`vallum_requests_in_flight{operation="chat.create"} 0`,
-		`vallum_requests_total{ended="complete",model="tiny",operation="chat.create",reason="",role="inference"} 1`,
-		`vallum_requests_total{ended="not_forwarded",model="",operation="chat.create",reason="not_permitted",role=""} 1`,
-		`vallum_tokens_total{kind="prompt",model="tiny",operation="chat.create",role="inference"} 7`,
-		`vallum_tokens_total{kind="completion",model="tiny",operation="chat.create",role="inference"} 3`,
-		`vallum_time_to_first_token_seconds_count{model="tiny",operation="chat.create"} 1`,
-		`vallum_inter_token_latency_seconds_count{model="tiny",operation="chat.create"} 1`,
-		`vallum_upstream_duration_seconds_count{upstream="a"} 1`,
-		`vallum_audit_queue 3`,
-	} {
-		if !strings.Contains(text, want) {
-			t.Errorf("the page lacks %s", want)
+func has(t *testing.T, page string, lines ...string) {
+	t.Helper()
+	for _, l := range lines {
+		if !strings.Contains(page, "\n"+l+"\n") {
+			t.Errorf("no line %q", l)
 		}
 	}
-	if strings.Contains(text, `kind="cached"`) {
-		t.Error("nothing was cached, yet it is counted")
+}
+
+func streamed() Sample {
+	return Sample{
+		Operation: "chat.create", Model: "llama", Role: "app", Upstream: "a", Prompt: 21, Cached: 16, Completion: 4, Duration: 2100 * time.Millisecond, Began: true,
+		Outcome: verdict.Outcome{Ended: verdict.Complete, Events: 5, FirstByte: 30 * time.Millisecond, InterEvent: 12 * time.Millisecond, Upstream: 2 * time.Second, BytesUp: 100, BytesDown: 900},
+	}
+}
+
+func TestARequestIsCounted(t *testing.T) {
+	m := New()
+	m.Began("chat.create")
+	has(t, page(t, m), `vallum_requests_in_flight{operation="chat.create"} 1`)
+	m.Observe(streamed())
+	has(t, page(t, m),
+		`vallum_requests_in_flight{operation="chat.create"} 0`,
+		`vallum_requests_total{ended="complete",model="llama",operation="chat.create",reason="none",role="app",upstream="a"} 1`,
+		`vallum_tokens_total{kind="prompt",model="llama",operation="chat.create",role="app"} 21`,
+		`vallum_tokens_total{kind="cached",model="llama",operation="chat.create",role="app"} 16`,
+		`vallum_tokens_total{kind="completion",model="llama",operation="chat.create",role="app"} 4`,
+		`vallum_body_bytes_total{direction="up",operation="chat.create"} 100`,
+		`vallum_body_bytes_total{direction="down",operation="chat.create"} 900`,
+		`vallum_time_to_first_token_seconds_bucket{model="llama",operation="chat.create",upstream="a",le="0.05"} 1`,
+		`vallum_inter_token_seconds_bucket{model="llama",operation="chat.create",upstream="a",le="0.015"} 1`,
+		`vallum_upstream_seconds_bucket{model="llama",operation="chat.create",upstream="a",le="2.5"} 1`,
+		`vallum_overhead_seconds_count{operation="chat.create"} 1`,
+	)
+}
+
+func TestARefusalIsCountedByItsReason(t *testing.T) {
+	m := New()
+	m.Observe(Sample{Operation: "chat.create", Reason: verdict.NotPermitted.String()})
+	m.Observe(Sample{Reason: verdict.UnknownOperation.String()})
+	got := page(t, m)
+	has(t, got,
+		`vallum_requests_total{ended="not_forwarded",model="none",operation="chat.create",reason="not_permitted",role="none",upstream="none"} 1`,
+		`vallum_requests_total{ended="not_forwarded",model="none",operation="none",reason="unknown_operation",role="none",upstream="none"} 1`,
+		`vallum_upstream_seconds_count{model="none",operation="chat.create",upstream="none"} 0`,
+	)
+	if strings.Contains(got, `vallum_requests_in_flight{operation="none"}`) {
+		t.Error("a refusal was counted as running")
+	}
+}
+
+// A request's own words must not become labels: they are secrets, prompts, or a flood of series.
+func TestNoLabelComesFromARequest(t *testing.T) {
+	m := New()
+	m.Began("canary")
+	m.Observe(Sample{Operation: "canary", Reason: "canary", Began: true})
+	if got := page(t, m); strings.Contains(got, "canary") {
+		t.Error("a request's word became a label")
+	}
+}
+
+func TestNumbersThatCannotBeDoNotPanic(t *testing.T) {
+	m := New()
+	m.Observe(Sample{Prompt: -1, Cached: -1, Completion: -1, Duration: -1, Outcome: verdict.Outcome{BytesUp: -1, BytesDown: -1, Upstream: -1, FirstByte: -1, InterEvent: -1, Events: -1}})
+	_ = page(t, m)
+}
+
+func TestGauges(t *testing.T) {
+	m := New()
+	m.Gauge("vallum_audit_queue", "Records that wait.", func() float64 { return 7 })
+	m.Upstreams(func() map[string]bool { return map[string]bool{"a": true, "b": false} })
+	has(t, page(t, m), "vallum_audit_queue 7", `vallum_upstream_up{upstream="a"} 1`, `vallum_upstream_up{upstream="b"} 0`)
+}
+
+func TestManyAtOnce(t *testing.T) {
+	m := New()
+	var wait sync.WaitGroup
+	for i := range 20 {
+		wait.Go(func() {
+			for range 50 {
+				s := streamed()
+				s.Model = fmt.Sprint("m", i%3)
+				m.Began(s.Operation)
+				m.Observe(s)
+			}
+		})
+	}
+	wait.Wait()
+	has(t, page(t, m), `vallum_requests_in_flight{operation="chat.create"} 0`, `vallum_body_bytes_total{direction="up",operation="chat.create"} 100000`)
+}
+
+func BenchmarkObserve(b *testing.B) {
+	m, s := New(), streamed()
+	b.ReportAllocs()
+	for b.Loop() {
+		m.Began(s.Operation)
+		m.Observe(s)
 	}
 }
