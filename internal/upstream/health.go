@@ -3,8 +3,10 @@ package upstream
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -39,6 +41,9 @@ func (s *Server) Run(ctx context.Context) {
 		if !s.State().Alive {
 			every, discovered = deadEvery, time.Time{}
 		}
+		if s.misses > 0 {
+			every = deadEvery
+		}
 		timer := time.NewTimer(every)
 		select {
 		case <-ctx.Done():
@@ -58,6 +63,10 @@ func (s *Server) check(ctx context.Context) bool {
 		return false
 	}
 	switch {
+	case timedOut(err) && s.State().Alive && s.misses == 0:
+		// One large body keeps vLLM's event loop busy for seconds (http.md: /health blocked for 5.5 s): ask again
+		s.misses++
+		return false
 	case err != nil:
 		s.set(func(st *State) { st.Alive, st.Problem = false, err.Error() })
 		return false
@@ -68,9 +77,14 @@ func (s *Server) check(ctx context.Context) bool {
 	if s.State().Version == "" && !s.discover(ctx) {
 		return false
 	}
-	s.failures.Store(0)
+	s.misses = 0
 	s.set(func(st *State) { st.Alive, st.Problem = true, "" })
 	return true
+}
+
+// timedOut reports whether a question got no answer in time, as opposed to no connection.
+func timedOut(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // discover asks what the server serves, which release it is, and whether its key check works. It reports whether the
@@ -96,12 +110,24 @@ func (s *Server) discover(ctx context.Context) bool {
 	warning := s.warn(ctx)
 	release, _ := vllm.ParseRelease(version) // an unknown one has none of the newer fields
 	s.set(func(st *State) {
+		found = dated(found, st.Models)
 		st.Models, st.Version, st.Release, st.Warning = s.serves(found), version, release, warning
 		if missing := s.missing(found); missing != "" {
 			st.Warning = strings.TrimSpace(missing + " " + st.Warning)
 		}
 	})
 	return true
+}
+
+// dated gives known models their first date again: vLLM's "created" is the time of the question, and would make every
+// look a change (entrypoints/openai/models/protocol.py, ModelCard).
+func dated(found, known []Model) []Model {
+	for i := range found {
+		if at := slices.IndexFunc(known, func(m Model) bool { return m.Name == found[i].Name }); at >= 0 && known[at].Created > 0 {
+			found[i].Created = known[at].Created
+		}
+	}
+	return found
 }
 
 // serves is what the configuration says that the server serves, with what the server knows of it; else all it says.
@@ -169,10 +195,13 @@ func parseModels(body []byte) ([]Model, error) {
 	if err := json.Unmarshal(body, &list); err != nil {
 		return nil, fmt.Errorf("not a list of models: %w", err)
 	}
+	if len(list.Data) > maxModels {
+		return nil, fmt.Errorf("a list of %d models: at most %d are taken", len(list.Data), maxModels)
+	}
 	var models []Model
 	for _, d := range list.Data {
-		if d.ID == "" || len(d.ID) > 256 {
-			return nil, fmt.Errorf("not a list of models: an id of %d bytes", len(d.ID))
+		if d.ID == "" || len(d.ID) > 256 || !printable(d.ID) {
+			return nil, fmt.Errorf("not a list of models: the id %.40q is empty, longer than 256 bytes or not printable ASCII", d.ID)
 		}
 		m := Model{Name: d.ID, Created: d.Created}
 		if d.MaxModelLen != nil {
@@ -181,4 +210,17 @@ func parseModels(body []byte) ([]Model, error) {
 		models = append(models, m)
 	}
 	return models, nil
+}
+
+// maxModels bounds what a server may list: each model is a name in policies, labels and lists.
+const maxModels = 1024
+
+// printable reports whether s can stand in a log line and a label.
+func printable(s string) bool {
+	for i := range len(s) {
+		if s[i] < 0x21 || s[i] > 0x7e {
+			return false
+		}
+	}
+	return true
 }

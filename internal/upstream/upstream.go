@@ -30,6 +30,7 @@ type Model struct {
 type State struct {
 	Name    string       `json:"name"`
 	Alive   bool         `json:"alive"`
+	LeftOut bool         `json:"left_out,omitempty"` // requests failed in a row: others are picked, as long as there are others
 	Release vllm.Release `json:"-"`
 	Version string       `json:"version,omitempty"`
 	Models  []Model      `json:"models,omitempty"`
@@ -46,8 +47,11 @@ type Server struct {
 	wake     chan struct{}
 	failures atomic.Int32
 
-	mu    sync.Mutex
-	state State
+	mu      sync.Mutex
+	state   State
+	misses  int           // looks at /health that timed out, one after the other; of Run's goroutine
+	leftOut time.Time     // until when others are picked
+	penalty time.Duration // how long it is left out the next time
 }
 
 // New makes a server that is not alive until Run has seen it answer. changed is called, from Run's goroutine or from
@@ -76,7 +80,9 @@ func (s *Server) Name() string { return s.spec.Name }
 func (s *Server) State() State {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state
+	st := s.state
+	st.LeftOut = time.Now().Before(s.leftOut)
+	return st
 }
 
 // Serves reports whether it serves the model.
@@ -86,24 +92,48 @@ func (s *Server) Serves(model string) bool {
 	return slices.ContainsFunc(s.state.Models, func(m Model) bool { return m.Name == model })
 }
 
-// maxFailures is how many requests in a row may fail before the server counts as dead.
-const maxFailures = 3
+// maxFailures is how many requests in a row may fail before the server is left out, at first for minPenalty, then twice
+// as long each time, up to maxPenalty.
+const (
+	maxFailures = 3
+	minPenalty  = time.Second
+	maxPenalty  = 30 * time.Second
+)
 
 // Answered notes that a request got an answer.
-func (s *Server) Answered() { s.failures.Store(0) }
-
-// Failed notes that a request got none: fatal when not even a connection could be made. A server that fails is not
-// picked again until its /health says 200.
-func (s *Server) Failed(fatal bool, why string) {
-	if n := s.failures.Add(1); !fatal && n < maxFailures {
+func (s *Server) Answered() {
+	if s.failures.Swap(0) == 0 {
 		return
 	}
-	if s.set(func(st *State) { st.Alive, st.Problem = false, why }) {
-		select {
-		case s.wake <- struct{}{}:
-		default:
-		}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !time.Now().Before(s.leftOut) {
+		s.penalty = 0
 	}
+}
+
+// Failed notes that a request got none: fatal when not even a connection could be made. Then the server is dead until
+// its /health says 200. Otherwise, after several in a row, it is left out for a while, but only as long as there is
+// another: some requests make vLLM answer 500 by what is in them, and a caller who sends such must not be able to take
+// a model away from everybody.
+func (s *Server) Failed(fatal bool, why string) {
+	if fatal {
+		if s.set(func(st *State) { st.Alive, st.Problem = false, why }) {
+			select {
+			case s.wake <- struct{}{}:
+			default:
+			}
+		}
+		return
+	}
+	if s.failures.Add(1) < maxFailures {
+		return
+	}
+	s.failures.Store(0)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.penalty = min(max(2*s.penalty, minPenalty), maxPenalty)
+	s.leftOut = time.Now().Add(s.penalty)
 }
 
 // set changes the state and tells whoever wants to know. It reports whether anything changed.
@@ -142,15 +172,22 @@ func NewSet(servers []*Server) *Set { return &Set{servers: servers} }
 // Pick chooses in turn among the live servers of the model; of a named one, that one. The model is "" for operations
 // that have none. Errors: ErrUnknown, ErrNone, ErrDown.
 func (s *Set) Pick(model, name string) (*Server, error) {
-	var can, alive []*Server
+	var can, alive, well []*Server
 	for _, one := range s.servers {
 		if name != "" && one.spec.Name != name || model != "" && !one.Serves(model) {
 			continue
 		}
 		can = append(can, one)
-		if one.State().Alive {
+		switch st := one.State(); {
+		case !st.Alive:
+		case st.LeftOut:
 			alive = append(alive, one)
+		default:
+			alive, well = append(alive, one), append(well, one)
 		}
+	}
+	if len(well) > 0 {
+		alive = well
 	}
 	switch {
 	case len(can) == 0 && name != "" && !slices.ContainsFunc(s.servers, func(o *Server) bool { return o.spec.Name == name }):

@@ -109,14 +109,98 @@ func TestSingleFailuresAreForgiven(t *testing.T) {
 		s.Failed(false, "500")
 		s.Answered()
 	}
-	if !s.State().Alive {
-		t.Error("two failures killed it")
+	if s.State().LeftOut {
+		t.Error("two failures left it out")
 	}
-	for range maxFailures {
-		s.Failed(false, "500")
+}
+
+// A server that fails in a row is left out for longer and longer while there is another, and never taken away.
+func TestAServerThatFailsIsLeftOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := New(Spec{Name: "a", Models: []string{"m"}}, healthy(), nil), New(Spec{Name: "b", Models: []string{"m"}}, healthy(), nil)
+		set := NewSet([]*Server{a, b})
+		for _, s := range []*Server{a, b} {
+			s.set(func(st *State) { st.Alive = true })
+		}
+		fail := func(s *Server) {
+			for range maxFailures {
+				s.Failed(false, "500")
+			}
+		}
+		only := func(want *Server) {
+			t.Helper()
+			for range 4 {
+				if got, err := set.Pick("m", ""); err != nil || got != want {
+					t.Fatalf("%v, %v", got, err)
+				}
+			}
+		}
+		for _, penalty := range []time.Duration{1, 2, 4, 8, 16, 30, 30} {
+			fail(a)
+			time.Sleep(penalty*time.Second - 1)
+			only(b)
+			time.Sleep(2)
+			if a.State().LeftOut || !a.State().Alive {
+				t.Fatalf("left out after %d s: %+v", penalty, a.State())
+			}
+		}
+		a.Failed(false, "500")
+		a.Answered()
+		fail(a)
+		time.Sleep(minPenalty + 1)
+		if a.State().LeftOut {
+			t.Error("an answer did not make it forgiven")
+		}
+		fail(a)
+		fail(b)
+		got := map[*Server]int{}
+		for range 4 {
+			s, err := set.Pick("m", "")
+			if err != nil {
+				t.Fatal("all fail, and the model is gone: ", err)
+			}
+			got[s]++
+		}
+		if got[a] != 2 || got[b] != 2 {
+			t.Errorf("%v", got)
+		}
+	})
+}
+
+func TestOneSlowLookIsForgiven(t *testing.T) {
+	f := healthy()
+	s := New(Spec{Name: "a"}, f, nil)
+	ctx := context.Background()
+	s.check(ctx)
+	f.down = fmt.Errorf("reading: %w", context.DeadlineExceeded)
+	if s.check(ctx); !s.State().Alive {
+		t.Error("one slow answer killed it")
 	}
-	if s.State().Alive {
-		t.Error("it fails for ever and lives")
+	if s.check(ctx); s.State().Alive {
+		t.Error("it never answers and lives")
+	}
+	f.down = nil
+	s.check(ctx)
+	f.down = errors.New("connection refused")
+	if s.check(ctx); s.State().Alive {
+		t.Error("it is not there and lives")
+	}
+}
+
+// vLLM's list has the time of the question in it: two looks at the same models are no change.
+func TestTheSameModelsAreNoChange(t *testing.T) {
+	f, changes := healthy(), 0
+	s := New(Spec{Name: "a"}, f, func() { changes++ })
+	ctx := context.Background()
+	s.check(ctx)
+	before := changes
+	f.models = strings.Replace(f.models, `"created":7`, `"created":8`, 1)
+	if s.discover(ctx); changes != before || s.State().Models[0].Created != 7 {
+		t.Errorf("%d changes, %+v", changes-before, s.State().Models)
+	}
+	f.models = strings.Replace(f.models, `"tiny"`, `"other"`, 1)
+	if s.discover(ctx); changes == before || s.State().Models[0].Name != "other" {
+		t.Error("another model was not noticed")
 	}
 }
 
@@ -148,7 +232,7 @@ func TestConfiguredModelsAreServedAndMissingOnesTold(t *testing.T) {
 }
 
 func TestGarbageIsNotAModelList(t *testing.T) {
-	for _, body := range []string{"", "[]x", `{"data":[{"id":""}]}`, `{"data":[{"id":"` + strings.Repeat("x", 300) + `"}]}`, `{"data":7}`} {
+	for _, body := range []string{"", "[]x", `{"data":[{"id":""}]}`, `{"data":[{"id":"` + strings.Repeat("x", 300) + `"}]}`, `{"data":7}`, `{"data":[{"id":"a\nb"}]}`, `{"data":[` + strings.Repeat(`{"id":"a"},`, maxModels) + `{"id":"a"}]}`} {
 		if got, err := parseModels([]byte(body)); err == nil {
 			t.Errorf("%.20q: %v", body, got)
 		}
