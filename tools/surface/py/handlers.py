@@ -150,6 +150,7 @@ class Handlers:
         if key in seen or not (requests or bodies):
             return
         seen.add(key)
+        requests = set(requests)
         headers, types = set(), {}
         bodies, forms = set(bodies), set()
         for sub in ast.walk(node):
@@ -172,6 +173,9 @@ class Handlers:
         else:
             return
         text = ast.unparse(value.value if isinstance(value, ast.Await) else value)
+        call = value.value if isinstance(value, ast.Await) else value
+        if isinstance(call, ast.Call) and any(ast.unparse(a) in requests for a in call.args + [k.value for k in call.keywords]):
+            requests.add(name + ".raw_request")  # a context that carries the request on
         if any(text in (r + ".headers", f"dict({r}.headers)") for r in requests):
             headers.add(name)
         elif isinstance(value, ast.Await) and isinstance(value.value, ast.Call):
@@ -221,12 +225,17 @@ class Handlers:
         passed = []
         for i, arg in list(enumerate(call.args)) + [(k.arg, k.value) for k in call.keywords]:
             text = ast.unparse(arg)
-            if text in requests:
+            if isinstance(arg, ast.Starred):  # f(*args): whatever came in by position goes on by position
+                inside = [r for r in requests if r.startswith(text + "[")]
+                passed += [(i + int(r[len(text) + 1 : -1]), "request") for r in inside]
+            elif text in requests:
                 passed.append((i, "request"))
             elif text in headers or any(text == r + ".headers" for r in requests):
                 passed.append((i, "headers"))
             elif text in bodies:
                 passed.append((i, "body"))
+            elif text + ".raw_request" in requests:
+                passed.append((i, "context"))
         if not passed:
             return
         for target, func, cls in self.targets(call, module, owner, types):
@@ -236,7 +245,11 @@ class Handlers:
             inner = {"request": set(), "headers": set(), "body": set()}
             for where, what in passed:
                 name = where if isinstance(where, str) else names[where] if where < len(names) else None
-                if name:
+                if name is None and func.args.vararg:
+                    name = f"*{func.args.vararg.arg}[{where - len(names)}]"
+                if name and what == "context":
+                    inner["request"].add(name + ".raw_request")
+                elif name:
                     inner[what].add(name)
             self.follow_headers(target, func, inner["headers"], out)
             self.follow(target, func, cls, inner["request"], inner["body"], seen, out)

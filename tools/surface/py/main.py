@@ -152,6 +152,12 @@ def invocations(index, models, routes):
         if raw:
             models.out["invocations"]["also_reads"] = [f["name"] for f in raw["fields"]]
         route["request_model"] = "invocations"
+        # It hands the request on to the routes that have these models, which read their own headers.
+        others = [r for r in routes if r.get("request_model") in members and r["server"] == "api"]
+        headers = set().union(route.get("headers", []), *[r.get("headers", []) for r in others])
+        route.pop("headers", None)
+        if headers:
+            route["headers"] = sorted(headers)
 
 
 def assigned(node):

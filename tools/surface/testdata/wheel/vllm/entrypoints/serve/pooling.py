@@ -1,4 +1,6 @@
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
+
+from vllm.entrypoints.serve.serving import ServingScore
 
 router = APIRouter()
 score = APIRouter(prefix="/v1")
@@ -10,8 +12,9 @@ async def pooling():
 
 
 @score.post("/score")
-async def scoring():
-    return None
+async def scoring(raw_request: Request):
+    handler: ServingScore = raw_request.app.state.score
+    return await handler(None, raw_request)
 
 
 def scoring_enabled(supported_tasks, model_config=None) -> bool:

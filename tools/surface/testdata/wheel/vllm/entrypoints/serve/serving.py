@@ -20,3 +20,22 @@ class ServingChat(BaseServing):
         if raw_request.headers["X-Rank"]:
             await self._trace(raw_request.headers)
         return self._request_id(raw_request)
+
+
+class Context:
+    def __init__(self, raw_request):
+        self.raw_request = raw_request
+
+
+class ServingPooling(BaseServing):
+    async def __call__(self, request, raw_request):
+        ctx = Context(raw_request=raw_request)
+        return await self._finish(ctx)
+
+    async def _finish(self, ctx):
+        return ctx.raw_request.headers.get("x-context")
+
+
+class ServingScore(ServingPooling):
+    async def __call__(self, *args, **kwargs):
+        return await super().__call__(*args, **kwargs)
