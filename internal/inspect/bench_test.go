@@ -1,9 +1,12 @@
 package inspect
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/vallum/vallum/internal/policy"
 	"github.com/vallum/vallum/internal/vllm"
@@ -43,6 +46,14 @@ func BenchmarkReadAndRewrite(b *testing.B) {
 	edits := []policy.Edit{{Name: "model", Pointer: "/model", Value: `"llama"`}, {Name: "cache_salt", Pointer: "/cache_salt", Value: `"0123456789abcdef"`}}
 	for name, row := range benchBodies() {
 		table, _ := vllm.FieldsOf(row[0])
+		b.Run("decoder/"+name, func(b *testing.B) { // what the JSON alone costs, as one value
+			b.SetBytes(int64(len(row[1])))
+			for b.Loop() {
+				if _, err := jsontext.NewDecoder(bytes.NewBufferString(row[1])).ReadValue(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			b.SetBytes(int64(len(row[1])))

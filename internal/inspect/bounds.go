@@ -29,8 +29,8 @@ func checkBounds(body []byte, lim Limits) error {
 				return outOfBounds(body, i, fmt.Sprintf("the body has more than %d members", lim.MaxMembers))
 			}
 		case '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9':
-			end := skipNumber(body, i)
-			if overflows(body[i:end]) {
+			end, plain := skipDigits(body, i)
+			if !plain && overflows(body[i:end]) {
 				return outOfBounds(body, i, "the number is too large")
 			}
 			i = end
@@ -79,6 +79,18 @@ func skipNumber(b []byte, i int) int {
 		i++
 	}
 	return i
+}
+
+// skipDigits is the index after the number at b[i], and whether it is but a few digits.
+func skipDigits(b []byte, i int) (end int, plain bool) {
+	end = i + 1
+	for end < len(b) && b[end] >= '0' && b[end] <= '9' {
+		end++
+	}
+	if end-i < safeDigits && (end == len(b) || b[end] == ',' || b[end] == ']' || b[end] == '}') {
+		return end, true
+	}
+	return skipNumber(b, i), false
 }
 
 // safeDigits is how many characters a literal without exponent may have and still be surely less than 1e308.

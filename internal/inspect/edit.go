@@ -21,7 +21,7 @@ type setting struct {
 
 // rewrite makes the body that goes up.
 func (d *document) rewrite(edits []policy.Edit) (Body, error) {
-	settings, err := settle(edits)
+	settings, err := group(edits)
 	if err != nil {
 		return Body{}, err
 	}
@@ -40,8 +40,8 @@ func (d *document) rewrite(edits []policy.Edit) (Body, error) {
 	}, nil
 }
 
-// settle groups edits by member. A later edit of the same member wins.
-func settle(edits []policy.Edit) ([]setting, error) {
+// group collects the edits by member. A later edit of the same member wins.
+func group(edits []policy.Edit) ([]setting, error) {
 	var all []setting
 	for _, e := range edits {
 		names := slices.Collect(jsontext.Pointer(e.Pointer).Tokens())

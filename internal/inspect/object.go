@@ -20,8 +20,12 @@ type member struct {
 	kids           []member // the members of an object that has field rules
 }
 
-// maxRecorded bounds the members of one object that has field rules; the largest table has fewer than a hundred.
+// maxRecorded bounds the members of one object that has field rules and no bound of its own: the largest table has
+// fewer than a hundred rows.
 const maxRecorded = 1024
+
+// usualMembers is how many members a body mostly has at its top.
+const usualMembers = 12
 
 // sequence makes the cuts that take members or elements out and leave valid JSON: what follows a kept one goes with the
 // comma before it, what comes before the first kept one goes with the comma after it.
@@ -58,14 +62,18 @@ func (w *walker) object(s *vllm.Shape, t tags) error {
 	depth := w.dec.StackDepth()
 	open := int(w.dec.InputOffset())
 	var list []member
+	if depth == 1 {
+		list = make([]member, 0, usualMembers)
+	}
+	most := int64(maxRecorded)
+	if s.Kind == vllm.Map && s.MaxLen > 0 {
+		most = s.MaxLen
+	}
 	var seq sequence
 	var count int64
 	for w.dec.PeekKind() != '}' {
-		if count++; count > maxRecorded && s.Kind != vllm.Map {
-			return w.mismatch(fmt.Sprintf("an object may have %d members at most here", maxRecorded))
-		}
-		if s.Kind == vllm.Map && s.MaxLen > 0 && count > s.MaxLen {
-			return w.mismatch(fmt.Sprintf("the object may have %d members at most", s.MaxLen))
+		if count++; count > most {
+			return w.mismatch(fmt.Sprintf("the object may have %d members at most", most))
 		}
 		m, err := w.member(s, &t)
 		if err != nil {

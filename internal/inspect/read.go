@@ -19,6 +19,9 @@ var ErrBusy = errors.New("there is no room to buffer the body")
 // firstBuffer is how many declared bytes are believed before any has arrived.
 const firstBuffer = 1 << 20
 
+// maxIdle is how often a reader may give nothing at all before it counts as broken.
+const maxIdle = 100
+
 // readAll reads a whole body of at most limit bytes.
 func readAll(r io.Reader, length, limit int64) ([]byte, error) {
 	if length > limit {
@@ -32,7 +35,7 @@ func readAll(r io.Reader, length, limit int64) ([]byte, error) {
 		size = min(length, firstBuffer) + 1 // one more, so that the last Read can say EOF
 	}
 	body := make([]byte, 0, size)
-	for {
+	for idle := 0; ; {
 		if len(body) == cap(body) {
 			grown := make([]byte, len(body), min(2*int64(cap(body)), limit+1))
 			copy(grown, body)
@@ -40,7 +43,12 @@ func readAll(r io.Reader, length, limit int64) ([]byte, error) {
 		}
 		n, err := r.Read(body[len(body):cap(body)])
 		body = body[:len(body)+n]
+		if idle++; n > 0 {
+			idle = 0
+		}
 		switch {
+		case idle > maxIdle && err == nil:
+			return nil, readError(io.ErrNoProgress)
 		case int64(len(body)) > limit:
 			return nil, tooLarge(limit)
 		case length >= 0 && int64(len(body)) > length:

@@ -3,7 +3,7 @@ package inspect
 import (
 	"bytes"
 	"fmt"
-	"slices"
+	"sync"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -41,7 +41,8 @@ func parseJSON(body []byte, shape *vllm.Shape, lim Limits) (*Doc, error) {
 	if err := checkBounds(body, lim); err != nil {
 		return nil, err
 	}
-	w := &walker{document: document{body: body}, dec: jsontext.NewDecoder(bytes.NewBuffer(body)), limits: lim}
+	w := &walker{document: document{body: body}, dec: borrowDecoder(body), limits: lim}
+	defer returnDecoder(w.dec, len(body))
 	if kind := w.dec.PeekKind(); kind != '{' && kind != jsontext.KindInvalid {
 		return nil, w.mismatch("must be an object")
 	}
@@ -54,6 +55,26 @@ func parseJSON(body []byte, shape *vllm.Shape, lim Limits) (*Doc, error) {
 	}
 	w.settle(shape)
 	return &Doc{facts: w.facts, json: &w.document}, nil
+}
+
+// decoders are kept with their stacks of names, which are most of what a short body costs.
+var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
+
+// keptDecoder bounds the body of a decoder that is kept: a large one may have grown large.
+const keptDecoder = 256 << 10
+
+func borrowDecoder(body []byte) *jsontext.Decoder {
+	dec, _ := decoders.Get().(*jsontext.Decoder)
+	dec.Reset(bytes.NewBuffer(body))
+	return dec
+}
+
+func returnDecoder(dec *jsontext.Decoder, size int) {
+	if size > keptDecoder {
+		return
+	}
+	dec.Reset(bytes.NewBuffer(nil)) // it must not hold on to the body
+	decoders.Put(dec)
 }
 
 // checkEncoding refuses what Python's json module would detect and decode although it is not UTF-8.
@@ -193,6 +214,13 @@ func (w *walker) checkCuts() error {
 
 // array reads a list. It has no place for null: an element cannot be absent.
 func (w *walker) array(s *vllm.Shape, fact vllm.Fact) error {
+	if integer := integerOf(s.Elem); integer != nil {
+		if n, ok := plainIntegers(w.body[w.next():], integer); ok && (s.MaxLen == 0 || n <= s.MaxLen || integer != s.Elem) {
+			w.learnInput(fact)
+			_, err := w.skip()
+			return err
+		}
+	}
 	if _, err := w.dec.ReadToken(); err != nil {
 		return badSyntax(w.body, err)
 	}
@@ -236,7 +264,22 @@ func (w *walker) array(s *vllm.Shape, fact vllm.Fact) error {
 
 // isTokens reports whether a list may be one of token ids beside its other forms: such a list is one input, however long.
 func isTokens(elem *vllm.Shape) bool {
-	return elem != nil && elem.Kind == vllm.Union && slices.ContainsFunc(elem.Any, func(s *vllm.Shape) bool { return s.Kind == vllm.Integer })
+	return elem != nil && elem.Kind == vllm.Union && integerOf(elem) != nil
+}
+
+// integerOf is the Integer among what an element may be.
+func integerOf(elem *vllm.Shape) *vllm.Shape {
+	if elem == nil || elem.Kind == vllm.Integer {
+		return elem
+	}
+	if elem.Kind == vllm.Union {
+		for _, one := range elem.Any {
+			if one.Kind == vllm.Integer {
+				return one
+			}
+		}
+	}
+	return nil
 }
 
 // choice reads an object whose shape one of its members chooses.
