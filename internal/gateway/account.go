@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/vallum/vallum/internal/audit"
@@ -88,10 +89,19 @@ func (x *Exchange) complete(r *audit.Record, u vllm.Usage, now time.Time) {
 		if o.Ended == verdict.NotForwarded {
 			r.Ended = audit.EndedRefused
 		}
-		if cause := x.verdict.Cause(); cause != nil {
-			r.Detail = cause.Error()
-		}
+		r.Detail = x.detail()
 	}
+}
+
+// detail is the refusal's cause. An upstream's own text is not recorded: vLLM's messages echo parts of the input.
+func (x *Exchange) detail() string {
+	switch cause := x.verdict.Cause(); {
+	case x.outcome.UpStatus >= 400:
+		return fmt.Sprintf("the upstream answered %d; its text is in the daemon's log", x.outcome.UpStatus)
+	case cause != nil:
+		return cause.Error()
+	}
+	return ""
 }
 
 // clientID keeps a caller's own request id when it is at most 128 printable ASCII characters; it is never forwarded.

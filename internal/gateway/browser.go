@@ -16,8 +16,8 @@ const maxHeaderFields = 100
 
 // enter is what is asked of a connection before anything of the request is believed: where it comes from, and that its
 // header block is not made to cost. The block's bytes are bounded by the server.
-func (g *Gateway) enter(r *http.Request) (netip.Addr, verdict.Verdict) {
-	remote, v := g.remoteOf(r)
+func (g *Gateway) enter(proxies []netip.Prefix, r *http.Request) (netip.Addr, verdict.Verdict) {
+	remote, v := remoteOf(proxies, r)
 	if v.Refused() {
 		return remote, v
 	}
@@ -33,15 +33,15 @@ func (g *Gateway) enter(r *http.Request) (netip.Addr, verdict.Verdict) {
 
 // remoteOf is the address that a request comes from. Where TLS is ended by named proxies only they may connect, and the
 // last address that the nearest of them appended to X-Forwarded-For is believed: earlier ones are the caller's own words.
-func (g *Gateway) remoteOf(r *http.Request) (netip.Addr, verdict.Verdict) {
+func remoteOf(proxies []netip.Prefix, r *http.Request) (netip.Addr, verdict.Verdict) {
 	peer := netip.Addr{}
 	if ap, err := netip.ParseAddrPort(r.RemoteAddr); err == nil {
 		peer = ap.Addr().Unmap()
 	}
-	if len(g.Settings.TerminatedBy) == 0 {
+	if len(proxies) == 0 {
 		return peer, verdict.Allow()
 	}
-	if !g.isProxy(peer) {
+	if !among(proxies, peer) {
 		return peer, verdict.Refuse(verdict.UntrustedProxy, fmt.Errorf("connection from %s, which is not in terminated_by", peer))
 	}
 	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
@@ -50,15 +50,15 @@ func (g *Gateway) remoteOf(r *http.Request) (netip.Addr, verdict.Verdict) {
 		if err != nil {
 			break
 		}
-		if addr = addr.Unmap(); !g.isProxy(addr) {
+		if addr = addr.Unmap(); !among(proxies, addr) {
 			return addr, verdict.Allow()
 		}
 	}
 	return peer, verdict.Allow()
 }
 
-func (g *Gateway) isProxy(a netip.Addr) bool {
-	return slices.ContainsFunc(g.Settings.TerminatedBy, func(p netip.Prefix) bool { return p.Contains(a) })
+func among(proxies []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(proxies, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // corsHeaders are the request headers that browsers may send: `*` does not cover Authorization, and the SDKs' own

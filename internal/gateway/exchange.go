@@ -71,7 +71,7 @@ func (x *Exchange) admit() verdict.Verdict {
 	}
 
 	// 4 slot: rate and concurrency together, and memory for the body
-	slot, v := g.Limits.Take(who.KeyID(), g.Policy.LimitsOf(who), req.Arrived)
+	slot, v := g.Limits.Take(who.Name(), g.Policy.LimitsOf(who), req.Arrived)
 	if v.Refused() {
 		return v
 	}
@@ -92,7 +92,7 @@ func (x *Exchange) admit() verdict.Verdict {
 		return v
 	}
 	x.reserved = grant.Tokens(g.Policy.MaxModelLen(grant.Model()))
-	if v := x.slot.Reserve(x.reserved, req.Arrived); v.Refused() {
+	if v := x.slot.Reserve(x.reserved, g.Now()); v.Refused() {
 		return v
 	}
 

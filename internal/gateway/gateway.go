@@ -43,14 +43,13 @@ type Gateway struct {
 
 // Settings are the values of a configuration that the data path itself uses. The zero value refuses bodies.
 type Settings struct {
-	Body         inspect.Limits // caps on request bodies
-	BodyTimeout  time.Duration  // for the whole body, from its first byte
-	SpoolDir     string         // where large forms are spooled
-	ShowCached   bool           // callers see cached-token counts
-	PassErrors   bool           // `upstream_errors: pass`: callers see the upstream's own error text
-	Origins      []string       // browser origins that may call; none by default
-	TerminatedBy []netip.Prefix // proxies that end TLS: only they may connect, and only they are believed
-	MaxReply     int64          // bytes of a whole reply
+	Body        inspect.Limits // caps on request bodies
+	BodyTimeout time.Duration  // for the whole body, from its first byte
+	SpoolDir    string         // where large forms are spooled
+	ShowCached  bool           // callers see cached-token counts
+	PassErrors  bool           // `upstream_errors: pass`: callers see the upstream's own error text
+	Origins     []string       // browser origins that may call; none by default
+	MaxReply    int64          // bytes of a whole reply
 }
 
 // Authenticator says who sends a request, of its headers and the address it came from.
@@ -58,9 +57,10 @@ type Authenticator interface {
 	Authenticate(h http.Header, remote netip.Addr, now time.Time) (identity.Principal, verdict.Verdict)
 }
 
-// Limiter takes a place for one request of the key: rate and concurrency together.
+// Limiter takes a place for one request of the key: rate and concurrency together. It counts by the key's name, which a
+// rotation keeps: a new secret is no new budget.
 type Limiter interface {
-	Take(keyID string, l policy.Limits, now time.Time) (Slot, verdict.Verdict)
+	Take(name string, l policy.Limits, now time.Time) (Slot, verdict.Verdict)
 }
 
 // Slot is the place that Take gave. Settle and Release may be called more than once; the first call counts.
@@ -131,11 +131,15 @@ type Request struct {
 	Arrived time.Time
 }
 
-// ServeHTTP answers one request: admitted and forwarded, or refused with its reason. One request, one record.
-func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// ServeHTTP answers one request that came straight from its caller.
+func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.Behind(nil, w, r) }
+
+// Behind answers one request: admitted and forwarded, or refused with its reason. One request, one record. The proxies
+// are those that end TLS in front of the listener: only they may connect, and only they are believed; nil for none.
+func (g *Gateway) Behind(proxies []netip.Prefix, w http.ResponseWriter, r *http.Request) {
 	req := Request{ID: newID(), Method: r.Method, Target: r.RequestURI, Header: r.Header, Body: r.Body, Length: r.ContentLength, Arrived: g.Now()}
 	w.Header().Set("X-Request-Id", req.ID)
-	remote, v := g.enter(r)
+	remote, v := g.enter(proxies, r)
 	if v.Refused() {
 		g.Records.Count(v.Reason().String(), remote)
 		g.Meter.Observe(Sample{Reason: v.Reason().String()})

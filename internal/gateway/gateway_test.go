@@ -412,8 +412,7 @@ func TestBrowsersAreRefusedUnlessListed(t *testing.T) {
 }
 
 func TestForwardedAddressesAreBelievedFromNamedProxiesOnly(t *testing.T) {
-	g, _ := build(t)
-	g.Settings.TerminatedBy = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	proxies := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
 	for _, row := range []struct {
 		peer, forwarded, want string
 		refused               bool
@@ -428,7 +427,7 @@ func TestForwardedAddressesAreBelievedFromNamedProxiesOnly(t *testing.T) {
 		req := httptest.NewRequest("GET", "/v1/models", nil)
 		req.RemoteAddr = row.peer
 		req.Header.Set("X-Forwarded-For", row.forwarded)
-		got, v := g.remoteOf(req)
+		got, v := remoteOf(proxies, req)
 		if got.String() != row.want || v.Refused() != row.refused {
 			t.Errorf("%+v: %s, refused %t", row, got, v.Refused())
 		}

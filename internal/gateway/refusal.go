@@ -14,11 +14,11 @@ import (
 // refuse answers the caller in the dialect of the operation and keeps the verdict for the record.
 func (x *Exchange) refuse(w http.ResponseWriter, v verdict.Verdict) {
 	x.verdict, x.refused = v, true
-	if cause := v.Cause(); cause != nil && !x.who.IsNobody() {
-		x.gateway.Log.Info("refused", "id", x.request.ID, "reason", v.Reason().String(), "key_id", x.who.KeyID(), "cause", cause.Error())
-	}
-	if x.outcome.UpMessage != "" {
+	switch cause := v.Cause(); {
+	case x.outcome.UpStatus >= 400:
 		x.gateway.Log.Warn("the upstream refused a request", "id", x.request.ID, "upstream", x.upstream.Name(), "status", x.outcome.UpStatus, "message", x.outcome.UpMessage)
+	case cause != nil && !x.who.IsNobody():
+		x.gateway.Log.Info("refused", "id", x.request.ID, "reason", v.Reason().String(), "key_id", x.who.KeyID(), "cause", cause.Error())
 	}
 	dialect := vllm.OpenAI
 	if x.op != nil {
@@ -42,19 +42,13 @@ func writeRefusal(w http.ResponseWriter, d vllm.Dialect, v verdict.Verdict) int6
 	if after := v.RetryAfter(); after > 0 {
 		h.Set("Retry-After", strconv.FormatInt(int64((after+time.Second-1)/time.Second), 10))
 	}
-	if v.Reason().ShouldNotRetry() || !retryHelps(v) {
+	if v.ShouldNotRetry() {
 		h.Set("X-Should-Retry", "false") // the official SDKs obey it
 	}
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
 	n, _ := w.Write(body) // the caller is gone: nothing to do
 	return int64(n)
-}
-
-// retryHelps reports whether sending the same request again may go better. SDKs retry 408, 409, 429 and 5xx by
-// themselves; a policy refusal among them must say that it is final.
-func retryHelps(v verdict.Verdict) bool {
-	return v.Reason().Status() != http.StatusTooManyRequests || v.RetryAfter() > 0
 }
 
 // hint names the path that was probably meant, for the two mistakes that wrong base URLs make.

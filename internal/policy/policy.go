@@ -256,3 +256,12 @@ func (p *Policy) modelsOf(rules []*rule) []string {
 	slices.Sort(names)
 	return names
 }
+
+// HasRole reports whether the policy has the role.
+func (p *Policy) HasRole(name string) bool { return p.rules[name] != nil }
+
+// Grants reports whether the role grants the operation, on whatever model.
+func (p *Policy) Grants(role, operation string) bool {
+	r := p.rules[role]
+	return r != nil && r.operations[operation]
+}

@@ -1,0 +1,84 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vallum/vallum/internal/config"
+)
+
+func newCheck(s streams) *cobra.Command {
+	var file string
+	var show, asJSON bool
+	c := &cobra.Command{
+		Use:   "check",
+		Short: "Says all that is wrong with a configuration, where, and what would be right",
+		Example: "  vallum check --config vallum.yaml\n" +
+			"  vallum check --config vallum.yaml --print    the effective configuration, with every default",
+		RunE: func(*cobra.Command, []string) error {
+			conf, err := readConfig(file, s.in)
+			if asJSON {
+				return checkJSON(s, err)
+			}
+			if err != nil {
+				return err
+			}
+			if show {
+				b, err := conf.Print()
+				if err != nil {
+					return err
+				}
+				_, err = s.out.Write(b)
+				return err
+			}
+			fmt.Fprintf(s.out, "%s: right. %d upstream(s), %d role(s) beside the built-in ones, %d listener(s)\n", file, len(conf.Upstreams), len(conf.Roles), len(conf.Listen))
+			return nil
+		},
+	}
+	c.Flags().StringVar(&file, "config", "vallum.yaml", "the configuration; - for standard input")
+	c.Flags().BoolVar(&show, "print", false, "print the effective configuration with every default")
+	c.Flags().BoolVar(&asJSON, "json", false, "print the problems as JSON")
+	return c
+}
+
+func checkJSON(s streams, err error) error {
+	var problems *config.Problems
+	list := []config.Problem{}
+	if errors.As(err, &problems) {
+		list = problems.List
+	} else if err != nil {
+		return err
+	}
+	enc := json.NewEncoder(s.out)
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(struct {
+		Right    bool             `json:"right"`
+		Problems []config.Problem `json:"problems"`
+	}{len(list) == 0, list}); err != nil {
+		return err
+	}
+	if len(list) > 0 {
+		return errNo
+	}
+	return nil
+}
+
+// readConfig reads and parses a configuration file, or standard input for "-".
+func readConfig(file string, in io.Reader) (*config.Config, error) {
+	var b []byte
+	var err error
+	if file == "-" {
+		b, err = io.ReadAll(io.LimitReader(in, 8<<20))
+	} else {
+		b, err = os.ReadFile(file)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the configuration: %w", err)
+	}
+	return config.Parse(file, b)
+}

@@ -1,0 +1,257 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vallum/vallum/internal/audit"
+	"github.com/vallum/vallum/internal/daemon"
+	"github.com/vallum/vallum/internal/identity"
+	"github.com/vallum/vallum/internal/inspect"
+	"github.com/vallum/vallum/internal/policy"
+	"github.com/vallum/vallum/internal/store"
+	"github.com/vallum/vallum/internal/urlpath"
+	"github.com/vallum/vallum/internal/verdict"
+	"github.com/vallum/vallum/internal/vllm"
+)
+
+// question is what `vallum explain` is asked.
+type question struct {
+	config, state, key, model, body, record string
+	roles                                   []string
+	asJSON                                  bool
+}
+
+func newExplain(s streams) *cobra.Command {
+	var q question
+	c := &cobra.Command{
+		Use:   "explain METHOD PATH | --record ID",
+		Short: "Says which rule decides a request, why the others do not, and what would allow it",
+		Example: "  vallum explain POST /v1/chat/completions --key-name app --model llama-3-8b\n" +
+			"  vallum explain --record req_3mp2k...",
+		Args: cobra.MaximumNArgs(2),
+		RunE: func(c *cobra.Command, args []string) error {
+			switch {
+			case q.record != "" && len(args) == 0:
+				return s.explainRecord(c.Context(), q)
+			case q.record == "" && len(args) == 2:
+				return s.explainRequest(c.Context(), q, args[0], args[1])
+			}
+			return usagef("give a method and a path, or --record ID\nhint: vallum explain POST /v1/chat/completions --key-name app --model MODEL")
+		},
+	}
+	c.Flags().StringVar(&q.config, "config", "", "the configuration (default: the one that the gateway uses, as it left it in the state directory)")
+	c.Flags().StringVar(&q.key, "key-name", "", "name or id of the key")
+	c.Flags().StringSliceVar(&q.roles, "role", nil, "roles, instead of a key")
+	c.Flags().StringVar(&q.model, "model", "", "the model that is asked for")
+	c.Flags().StringVar(&q.body, "body", "", "file with the request's body; - for standard input")
+	c.Flags().StringVar(&q.record, "record", "", "id of a record: the X-Request-Id of an answer")
+	c.Flags().BoolVar(&q.asJSON, "json", false, "as JSON")
+	stateFlag(c, &q.state)
+	return c
+}
+
+func (s streams) explainRequest(ctx context.Context, q question, method, target string) error {
+	path, err := urlpath.Parse(target)
+	if err != nil {
+		return s.tell(policy.Explanation{Reason: verdict.AmbiguousPath.String(), Message: fmt.Sprintf("There is %v.", err), ToAllow: []string{verdict.AmbiguousPath.ForOperator()}}, q.asJSON)
+	}
+	op, segments, ok := vllm.Lookup(strings.ToUpper(method), path.String())
+	if !ok {
+		return s.tell(policy.Explanation{Reason: verdict.UnknownOperation.String(), Message: verdict.UnknownOperation.Sentence(), ToAllow: []string{verdict.UnknownOperation.ForOperator()}}, q.asJSON)
+	}
+	who, err := q.principal(ctx)
+	if err != nil {
+		return err
+	}
+	p, err := q.policy(s.in)
+	if err != nil {
+		return err
+	}
+	facts := policy.Facts{Model: q.model}
+	if table, ok := vllm.FieldsOf(op.ID); ok && q.body != "" {
+		doc, v := readBody(q.body, s.in, op, table)
+		if v.Refused() {
+			e := policy.Explanation{Operation: op.ID, Reason: v.Reason().String(), Message: v.Message(), ToAllow: []string{v.Reason().ForOperator()}}
+			if v.Cause() != nil {
+				e.Cause = v.Cause().Error()
+			}
+			return s.tell(e, q.asJSON)
+		}
+		facts = doc.Facts()
+		if q.model != "" {
+			facts.Model = q.model
+		}
+		if err := doc.Close(); err != nil {
+			return err
+		}
+	}
+	return s.tell(p.Explain(who, op, segments, facts), q.asJSON)
+}
+
+func readBody(name string, in io.Reader, op *vllm.Operation, table *vllm.Table) (*inspect.Doc, verdict.Verdict) {
+	var b []byte
+	var err error
+	if name == "-" {
+		b, err = io.ReadAll(io.LimitReader(in, inspect.Default().MaxJSONBytes+1))
+	} else {
+		b, err = os.ReadFile(name)
+	}
+	if err != nil {
+		return nil, verdict.Refuse(verdict.BadBody, fmt.Errorf("reading the body: %w", err))
+	}
+	return inspect.Read(inspect.Request{Operation: op, Table: table, ContentType: []string{"application/json"}, Length: int64(len(b)), Body: bytes.NewReader(b)}, inspect.Default())
+}
+
+// principal is who the question is about: a key of the store, or roles.
+func (q question) principal(ctx context.Context) (identity.Principal, error) {
+	if len(q.roles) > 0 {
+		return identity.New("(roles "+strings.Join(q.roles, ", ")+")", "none", "", q.roles), nil
+	}
+	if q.key == "" {
+		return identity.Nobody, usagef("name a key with --key-name, or roles with --role")
+	}
+	who := identity.Nobody
+	err := withStore(ctx, q.state, func(st *store.Store) error {
+		keys, err := st.ListKeys(ctx)
+		if err != nil {
+			return err
+		}
+		for _, k := range keys {
+			if k.ID == q.key || k.Name == q.key && k.Live(time.Now()) {
+				who = k.Principal()
+			}
+		}
+		if who.IsNobody() {
+			return fmt.Errorf("no live key is called %q; `vallum keys list` shows them", q.key)
+		}
+		return nil
+	})
+	return who, err
+}
+
+// policy is the one that the gateway uses: of the file that is named, or of the effective configuration that a running
+// gateway leaves in its state directory, in which the models stand that it found.
+func (q question) policy(in io.Reader) (*policy.Policy, error) {
+	file := q.config
+	if file == "" {
+		state, err := stateOrDefault(q.state)
+		if err != nil {
+			return nil, err
+		}
+		file = filepath.Join(state, daemon.EffectiveFile)
+	}
+	conf, err := readConfig(file, in)
+	if errors.Is(err, os.ErrNotExist) && q.config == "" {
+		return nil, fmt.Errorf("no gateway has left its configuration in %s: name one with --config FILE", file)
+	}
+	if err != nil {
+		return nil, err
+	}
+	_, rules := conf.Rules(nil)
+	p, problems := policy.Build(rules)
+	if len(problems) > 0 {
+		return nil, fmt.Errorf("%s: %s", problems[0].Where, problems[0].What)
+	}
+	return p, nil
+}
+
+// tell prints an explanation: the answer first, its grounds, then what would change it.
+func (s streams) tell(e policy.Explanation, asJSON bool) error {
+	if asJSON {
+		enc := json.NewEncoder(s.out)
+		enc.SetIndent("", "  ")
+		if err := enc.Encode(e); err != nil {
+			return err
+		}
+	} else if e.Allowed {
+		fmt.Fprintf(s.out, "allowed: %s by the role %s\n", e.Operation, e.Rule)
+		if e.Model != "" {
+			fmt.Fprintf(s.out, "  model      %s\n", e.Model)
+		}
+		if len(e.Edits) > 0 {
+			fmt.Fprintf(s.out, "  written    %s\n", strings.Join(e.Edits, ", "))
+		}
+	} else {
+		fmt.Fprintf(s.out, "refused: %s\n  %s\n", e.Reason, e.Message)
+		if e.Cause != "" {
+			fmt.Fprintf(s.out, "  cause      %s\n", e.Cause)
+		}
+	}
+	if !asJSON {
+		for _, r := range e.Rules {
+			fmt.Fprintf(s.out, "  role %-10s %s\n", r.Role, r.Why)
+		}
+		for _, way := range e.ToAllow {
+			s.hint("%s", way)
+		}
+	}
+	if !e.Allowed {
+		return errNo
+	}
+	return nil
+}
+
+func (s streams) explainRecord(ctx context.Context, q question) error {
+	state, err := stateOrDefault(q.state)
+	if err != nil {
+		return err
+	}
+	records, err := audit.Find(filepath.Join(state, "audit"), q.record)
+	if errors.Is(err, audit.ErrNotFound) {
+		return fmt.Errorf("no record %q: refusals before a key is known are counted, not recorded singly; `vallum log show` has the counts", q.record)
+	}
+	if err != nil {
+		return err
+	}
+	last := records[len(records)-1]
+	if q.asJSON {
+		return json.NewEncoder(s.out).Encode(records)
+	}
+	fmt.Fprintf(s.out, "%s at %s by key %s (%s) from %s\n", last.Operation, last.Time.UTC().Format(time.RFC3339), last.Principal, last.KeyID, last.Remote)
+	if last.Reason == "" {
+		fmt.Fprintf(s.out, "allowed by the role %s on model %s; it ended: %s\n", last.Rule, last.Model, last.Ended)
+		return nil
+	}
+	reason, _ := verdict.ReasonOf(last.Reason)
+	fmt.Fprintf(s.out, "refused: %s\n  %s\n", last.Reason, reason.Sentence())
+	if last.Detail != "" {
+		fmt.Fprintf(s.out, "  cause      %s\n", last.Detail)
+	}
+	op, known := vllm.ByID(last.Operation)
+	if reason != verdict.NotPermitted || !known {
+		s.hint("%s", reason.ForOperator())
+		return nil
+	}
+	q.key = last.KeyID
+	who, err := q.principal(ctx)
+	if err != nil {
+		return err
+	}
+	p, err := q.policy(s.in)
+	if err != nil {
+		return err
+	}
+	e := p.Explain(who, op, nil, policy.Facts{Model: last.Model})
+	if e.Allowed {
+		fmt.Fprintf(s.out, "with the configuration of now it is allowed, by the role %s\n", e.Rule)
+		return nil
+	}
+	for _, r := range e.Rules {
+		fmt.Fprintf(s.out, "  role %-10s %s\n", r.Role, r.Why)
+	}
+	for _, way := range e.ToAllow {
+		s.hint("%s", way)
+	}
+	return nil
+}

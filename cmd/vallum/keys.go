@@ -1,0 +1,278 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/daemon"
+	"github.com/vallum/vallum/internal/store"
+)
+
+// stateFlag adds --state, which every command that needs the state directory has.
+func stateFlag(c *cobra.Command, dir *string) {
+	c.Flags().StringVar(dir, "state", "", "state directory (default: /var/lib/vallum for root, the XDG state folder otherwise)")
+}
+
+func stateOrDefault(dir string) (string, error) {
+	if dir != "" {
+		return dir, nil
+	}
+	return daemon.StateDir()
+}
+
+func newKeys(s streams) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "keys",
+		Short: "Makes, lists, revokes, rotates and imports API keys, also while the gateway runs",
+		Long: "Keys live in the state directory's store, as hashes. A running gateway sees a change within a second,\n" +
+			"and a revoked key's running streams end.",
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.AddCommand(newKeysCreate(s), newKeysList(s), newKeysRevoke(s), newKeysRotate(s), newKeysImport(s))
+	return c
+}
+
+// withStore opens the state directory's store for one command.
+func withStore(ctx context.Context, dir string, use func(*store.Store) error) error {
+	dir, err := stateOrDefault(dir)
+	if err != nil {
+		return err
+	}
+	st, err := store.Open(ctx, dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(use(st), st.Close())
+}
+
+// wanted are the flags that say what a key is to be.
+type wanted struct {
+	name, tenant, expires, note string
+	roles                       []string
+}
+
+func (w *wanted) flags(c *cobra.Command) {
+	c.Flags().StringVar(&w.name, "name", "", "what the key is called in lists and records")
+	c.Flags().StringSliceVar(&w.roles, "role", nil, "role of the key; may be given more than once (built in: inference, monitor, operator)")
+	c.Flags().StringVar(&w.tenant, "tenant", "", "whose data it is: tenants share no prefix cache (default: the key's name)")
+	c.Flags().StringVar(&w.expires, "expires", "", "how long it is good: 90d, 24h (default: for ever)")
+	c.Flags().StringVar(&w.note, "note", "", "a note for people")
+}
+
+func (w *wanted) key(now time.Time) (store.NewKey, error) {
+	k := store.NewKey{Name: w.name, Tenant: w.tenant, Roles: w.roles, Note: w.note}
+	if w.expires != "" {
+		d, err := config.ParseDuration(w.expires)
+		if err != nil {
+			return k, usagef("--expires: %w", err)
+		}
+		k.Expires = now.Add(d)
+	}
+	return k, nil
+}
+
+func newKeysCreate(s streams) *cobra.Command {
+	var dir string
+	var w wanted
+	var asJSON bool
+	c := &cobra.Command{
+		Use:     "create --name NAME --role ROLE",
+		Short:   "Makes a key and prints it: this once",
+		Example: "  vallum keys create --name app --role inference --expires 90d",
+		RunE: func(c *cobra.Command, _ []string) error {
+			now := time.Now()
+			want, err := w.key(now)
+			if err != nil {
+				return err
+			}
+			return withStore(c.Context(), dir, func(st *store.Store) error {
+				secret, key, err := st.CreateKey(c.Context(), want, now)
+				if err != nil {
+					return fmt.Errorf("making the key: %w", err)
+				}
+				return s.printKey(secret, key, asJSON)
+			})
+		},
+	}
+	w.flags(c)
+	stateFlag(c, &dir)
+	c.Flags().BoolVar(&asJSON, "json", false, "print the key and what is known of it as JSON")
+	return c
+}
+
+// printKey prints the secret alone on stdout, so that a script can take it, and the rest on stderr.
+func (s streams) printKey(secret string, key store.Key, asJSON bool) error {
+	if asJSON {
+		return json.NewEncoder(s.out).Encode(struct {
+			Secret string `json:"key"`
+			store.Key
+		}{secret, key})
+	}
+	if _, err := fmt.Fprintln(s.out, secret); err != nil {
+		return err
+	}
+	until := "for ever"
+	if !key.Expires.IsZero() {
+		until = "until " + key.Expires.UTC().Format(time.DateOnly)
+	}
+	fmt.Fprintf(s.err, "key %s (%s) with role %s, good %s. It is shown this once: only its hash is kept.\n", key.Name, key.ID, strings.Join(key.Roles, ", "), until)
+	return nil
+}
+
+func newKeysList(s streams) *cobra.Command {
+	var dir string
+	var all, asJSON bool
+	c := &cobra.Command{
+		Use:   "list",
+		Short: "Lists the keys; never the keys themselves",
+		RunE: func(c *cobra.Command, _ []string) error {
+			return withStore(c.Context(), dir, func(st *store.Store) error {
+				keys, err := st.ListKeys(c.Context())
+				if err != nil {
+					return err
+				}
+				now := time.Now()
+				shown := []store.Key{}
+				for _, k := range keys {
+					if all || k.Live(now) {
+						shown = append(shown, k)
+					}
+				}
+				if asJSON {
+					enc := json.NewEncoder(s.out)
+					enc.SetIndent("", "  ")
+					return enc.Encode(shown)
+				}
+				return s.tableOfKeys(shown, now)
+			})
+		},
+	}
+	stateFlag(c, &dir)
+	c.Flags().BoolVar(&all, "all", false, "revoked and expired keys too")
+	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	return c
+}
+
+func (s streams) tableOfKeys(keys []store.Key, now time.Time) error {
+	if len(keys) == 0 {
+		fmt.Fprintln(s.err, "no keys")
+		s.hint("vallum keys create --name NAME --role inference")
+		return nil
+	}
+	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "ID\tNAME\tTENANT\tROLES\tSTATE\tLAST USED")
+	for _, k := range keys {
+		state := "live"
+		switch {
+		case !k.Revoked.IsZero():
+			state = "revoked " + k.Revoked.UTC().Format(time.DateOnly)
+		case !k.Live(now):
+			state = "expired " + k.Expires.UTC().Format(time.DateOnly)
+		case !k.Expires.IsZero():
+			state = "until " + k.Expires.UTC().Format(time.DateOnly)
+		}
+		used := "never"
+		if !k.LastUsed.IsZero() {
+			used = k.LastUsed.UTC().Format("2006-01-02 15:04")
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", k.ID, k.Name, k.Tenant, strings.Join(k.Roles, ","), state, used)
+	}
+	return w.Flush()
+}
+
+func newKeysRevoke(s streams) *cobra.Command {
+	var dir string
+	c := &cobra.Command{
+		Use:   "revoke ID|NAME",
+		Short: "Ends a key at once, and its running requests",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return withStore(c.Context(), dir, func(st *store.Store) error {
+				gone, err := st.RevokeKey(c.Context(), args[0], time.Now())
+				if err != nil {
+					return fmt.Errorf("revoking %q: %w", args[0], err)
+				}
+				for _, k := range gone {
+					fmt.Fprintf(s.out, "revoked %s (%s)\n", k.Name, k.ID)
+				}
+				return nil
+			})
+		},
+	}
+	stateFlag(c, &dir)
+	return c
+}
+
+func newKeysRotate(s streams) *cobra.Command {
+	var dir, overlap string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:     "rotate ID|NAME",
+		Short:   "Makes a new key in the place of one; both are good for the overlap",
+		Example: "  vallum keys rotate app --overlap 24h",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			var both time.Duration
+			if overlap != "" {
+				var err error
+				if both, err = config.ParseDuration(overlap); err != nil {
+					return usagef("--overlap: %w", err)
+				}
+			}
+			return withStore(c.Context(), dir, func(st *store.Store) error {
+				secret, key, err := st.RotateKey(c.Context(), args[0], both, time.Now())
+				if err != nil {
+					return fmt.Errorf("rotating %q: %w", args[0], err)
+				}
+				return s.printKey(secret, key, asJSON)
+			})
+		},
+	}
+	stateFlag(c, &dir)
+	c.Flags().StringVar(&overlap, "overlap", "", "how long the old key stays good: 24h (default: it ends at once)")
+	c.Flags().BoolVar(&asJSON, "json", false, "print the key and what is known of it as JSON")
+	return c
+}
+
+func newKeysImport(s streams) *cobra.Command {
+	var dir string
+	var w wanted
+	c := &cobra.Command{
+		Use:     "import --name NAME --role ROLE < FILE",
+		Short:   "Takes an existing key (sk-…) from standard input; only its hash is kept",
+		Example: "  vallum keys import --name old-app --role inference < old-key.txt",
+		RunE: func(c *cobra.Command, _ []string) error {
+			now := time.Now()
+			want, err := w.key(now)
+			if err != nil {
+				return err
+			}
+			line, err := bufio.NewReader(s.in).ReadString('\n')
+			value := strings.TrimSpace(line)
+			if value == "" {
+				return usagef("standard input holds no key: give it on one line (%v)", err)
+			}
+			return withStore(c.Context(), dir, func(st *store.Store) error {
+				key, err := st.ImportKey(c.Context(), value, want, now)
+				if err != nil {
+					return fmt.Errorf("importing the key: %w", err)
+				}
+				fmt.Fprintf(s.out, "%s\n", key.ID)
+				fmt.Fprintf(s.err, "imported %s (%s) with role %s\n", key.Name, key.ID, strings.Join(key.Roles, ", "))
+				return nil
+			})
+		},
+	}
+	w.flags(c)
+	stateFlag(c, &dir)
+	return c
+}

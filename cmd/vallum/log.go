@@ -1,0 +1,167 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vallum/vallum/internal/audit"
+	"github.com/vallum/vallum/internal/config"
+)
+
+func newLog(s streams) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "log",
+		Short: "Verifies and reads the records",
+		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	c.AddCommand(newLogVerify(s), newLogShow(s))
+	return c
+}
+
+func newLogVerify(s streams) *cobra.Command {
+	var key, checkpoint string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "verify DIR",
+		Short: "Says how far the chain holds and is signed, or the first line where it does not",
+		Long: "DIR is the audit folder of a state directory, or a copy of it. The public key is DIR/log.pub unless --key names\n" +
+			"another: keep one elsewhere, for who can write DIR can write that file too. --checkpoint names a signed\n" +
+			"checkpoint that somebody else kept: a log that was cut shorter than it is found out.",
+		Example: "  vallum log verify /var/lib/vallum/audit --key /safe/log.pub",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			pub, err := publicKey(args[0], key)
+			if err != nil {
+				return err
+			}
+			var held []byte
+			if checkpoint != "" {
+				if held, err = os.ReadFile(checkpoint); err != nil {
+					return fmt.Errorf("reading the checkpoint: %w", err)
+				}
+			}
+			report, err := audit.Verify(args[0], pub, held)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				err = json.NewEncoder(s.out).Encode(report)
+			} else {
+				_, err = fmt.Fprintln(s.out, report)
+				if report.Meaning != "" {
+					fmt.Fprintln(s.err, report.Meaning)
+				}
+			}
+			if err == nil && !report.OK() {
+				return errNo
+			}
+			return err
+		},
+	}
+	c.Flags().StringVar(&key, "key", "", "file with the log's public key (default: DIR/log.pub)")
+	c.Flags().StringVar(&checkpoint, "checkpoint", "", "file with a checkpoint that was kept elsewhere")
+	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	return c
+}
+
+func publicKey(dir, file string) (string, error) {
+	if file == "" {
+		file = filepath.Join(dir, "log.pub")
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("reading the public key: %w; name it with --key FILE", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+func newLogShow(s streams) *cobra.Command {
+	var dir, since, key, reason string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:     "show",
+		Short:   "Prints records, the oldest first",
+		Example: "  vallum log show --since 1h --reason not_permitted",
+		RunE: func(*cobra.Command, []string) error {
+			var from time.Time
+			if since != "" {
+				d, err := config.ParseDuration(since)
+				if err != nil {
+					return usagef("--since: %w", err)
+				}
+				from = time.Now().Add(-d)
+			}
+			state, err := stateOrDefault(dir)
+			if err != nil {
+				return err
+			}
+			keep := func(r audit.Record) bool {
+				return (key == "" || r.KeyID == key || r.Principal == key) && (reason == "" || r.Reason == reason)
+			}
+			return s.showRecords(filepath.Join(state, "audit"), from, keep, asJSON)
+		},
+	}
+	stateFlag(c, &dir)
+	c.Flags().StringVar(&since, "since", "", "how far back: 1h, 7d (default: everything)")
+	c.Flags().StringVar(&key, "key-name", "", "only of the key with this name or id")
+	c.Flags().StringVar(&reason, "reason", "", "only refusals with this reason")
+	c.Flags().BoolVar(&asJSON, "json", false, "the records as they are, a JSON object a line")
+	return c
+}
+
+func (s streams) showRecords(dir string, from time.Time, keep func(audit.Record) bool, asJSON bool) error {
+	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	enc := json.NewEncoder(s.out)
+	n := 0
+	for r, err := range audit.Read(dir, from, keep) {
+		if err != nil {
+			return err
+		}
+		if n == 0 && !asJSON {
+			fmt.Fprintln(w, "TIME\tEVENT\tID\tKEY\tOPERATION\tMODEL\tANSWER\tTOKENS\tTOOK")
+		}
+		n++
+		if asJSON {
+			if err := enc.Encode(r); err != nil {
+				return err
+			}
+			continue
+		}
+		fmt.Fprintln(w, strings.Join(recordCells(r), "\t"))
+		if n%200 == 0 {
+			if err := w.Flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return w.Flush()
+}
+
+// recordCells is one record in a line that fits a terminal.
+func recordCells(r audit.Record) []string {
+	answer, tokens, took := "", "", ""
+	switch {
+	case r.Event == audit.Counted:
+		answer = fmt.Sprintf("%s ×%d from %s", r.Reason, r.Count, r.Remote)
+	case r.Reason != "":
+		answer = fmt.Sprintf("%d %s", r.Status, r.Reason)
+	case r.Event == audit.Ended:
+		answer = fmt.Sprintf("%d %s", r.Status, r.Ended)
+	default:
+		answer = r.Detail
+	}
+	if r.PromptTokens+r.CompletionTokens > 0 {
+		tokens = fmt.Sprintf("%d+%d", r.PromptTokens, r.CompletionTokens)
+	}
+	if r.DurationMillis > 0 {
+		took = fmt.Sprintf("%.0fms", r.DurationMillis)
+	}
+	return []string{r.Time.UTC().Format("01-02 15:04:05.000"), string(r.Event), r.ID, r.Principal, r.Operation, r.Model, answer, tokens, took}
+}

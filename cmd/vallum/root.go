@@ -1,0 +1,128 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vallum/vallum/internal/config"
+)
+
+// Exit codes: every command answers with one of them.
+const (
+	exitYes   = 0
+	exitNo    = 1 // the answer is no, or what was asked for could not be done
+	exitUsage = 2 // asked wrongly
+)
+
+// errNo ends a command with exit code 1 without a message: the command has said it all.
+var errNo = errors.New("no")
+
+// usageError is a mistake of the caller: exit code 2.
+type usageError struct{ err error }
+
+func (e usageError) Error() string { return e.err.Error() }
+
+func usagef(format string, args ...any) error { return usageError{fmt.Errorf(format, args...)} }
+
+// streams are where a command reads and writes: stdout is the answer, stderr the rest.
+type streams struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// hint prints what to do next, on a line of its own.
+func (s streams) hint(format string, args ...any) {
+	fmt.Fprintf(s.err, "hint: "+format+"\n", args...)
+}
+
+// run is main without the process: arguments and streams in, exit code out.
+func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) int {
+	s := streams{in, out, errw}
+	root := newRoot(s)
+	root.SetArgs(args)
+	root.SetIn(in)
+	root.SetOut(out)
+	root.SetErr(errw)
+	err := root.ExecuteContext(ctx)
+	var problems *config.Problems
+	var usage usageError
+	switch {
+	case err == nil:
+		return exitYes
+	case errors.Is(err, errNo):
+		return exitNo
+	case errors.As(err, &problems):
+		fmt.Fprint(errw, problems.Text())
+		return exitNo
+	case errors.As(err, &usage):
+		fmt.Fprintf(errw, "vallum: %v\n", err)
+		return exitUsage
+	default:
+		fmt.Fprintf(errw, "vallum: %v\n", err)
+		return exitNo
+	}
+}
+
+func newRoot(s streams) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "vallum",
+		Short: "Guards vLLM: lets through only what was granted, and records it",
+		Long: "Vallum stands in front of vLLM servers and lets through only what was granted: by key, operation,\n" +
+			"model and field. Every request is on a record that cannot be quietly changed.",
+		SilenceUsage:      true,
+		SilenceErrors:     true,
+		DisableAutoGenTag: true,
+		Args:              cobra.NoArgs,
+		RunE:              func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
+	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usagef("%w\nhint: %s --help", err, c.CommandPath())
+	})
+	root.AddCommand(newServe(s), newCheck(s), newKeys(s), newExplain(s), newLog(s), newDemo(s), newVersion(s))
+	for _, c := range root.Commands() {
+		wrapArgs(c)
+	}
+	return root
+}
+
+// wrapArgs makes mistakes in arguments end with exit code 2, in every command.
+func wrapArgs(c *cobra.Command) {
+	check := c.Args
+	if check == nil {
+		check = cobra.NoArgs
+	}
+	c.Args = func(c *cobra.Command, args []string) error {
+		if err := check(c, args); err != nil {
+			return usagef("%w\nhint: %s --help", err, c.CommandPath())
+		}
+		return nil
+	}
+	for _, sub := range c.Commands() {
+		wrapArgs(sub)
+	}
+}
+
+func newVersion(s streams) *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Prints the version, and the vLLM releases whose surface it knows",
+		RunE: func(*cobra.Command, []string) error {
+			fmt.Fprintf(s.out, "vallum %s %s/%s %s\nknows vLLM up to %s\n", version(), runtime.GOOS, runtime.GOARCH, runtime.Version(), newestRelease())
+			return nil
+		},
+	}
+}
+
+// version is the module's version as the build recorded it.
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		return info.Main.Version
+	}
+	return "devel"
+}

@@ -1,0 +1,144 @@
+package daemon
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/vallum/vallum/internal/authn"
+	"github.com/vallum/vallum/internal/forward"
+	"github.com/vallum/vallum/internal/gateway"
+	"github.com/vallum/vallum/internal/limit"
+	"github.com/vallum/vallum/internal/meter"
+	"github.com/vallum/vallum/internal/policy"
+	"github.com/vallum/vallum/internal/upstream"
+	"github.com/vallum/vallum/internal/verdict"
+	"github.com/vallum/vallum/internal/vllm"
+)
+
+// This file fits the parts to the interfaces that gateway declares. Nothing here decides anything but what it says.
+
+// limiter gives gateway the limiter that outlives reloads.
+type limiter struct{ *limit.Limiter }
+
+func (l limiter) Take(keyID string, p policy.Limits, now time.Time) (gateway.Slot, verdict.Verdict) {
+	slot, v := l.Limiter.Take(keyID, limit.Limits{RequestsPerMinute: p.RequestsPerMinute, Burst: p.Burst, Concurrent: p.Concurrent, TokensPerMinute: p.TokensPerMinute}, now)
+	if v.Refused() {
+		return nil, v // not slot: a nil *Slot in an interface is not nil
+	}
+	return slot, v
+}
+
+// registry tells a running request of a revoked key in the words that forward knows.
+type registry struct{ keys *authn.Authenticator }
+
+func (r registry) Register(keyID string, roles []string, cancel func(error)) func() {
+	return r.keys.Register(keyID, roles, func(why error) { cancel(errors.Join(forward.ErrRevoked, why)) })
+}
+
+// salter makes cache salts: HMAC-SHA-256 of the tenant under a secret of the state directory. 43 characters of
+// base64url, well within what vLLM and LMCache take (at most 128, none of @ / \ NUL).
+type salter struct{ secret []byte }
+
+func (s salter) Salt(tenant string) string {
+	mac := hmac.New(sha256.New, s.secret)
+	mac.Write([]byte("cache_salt\x00" + tenant))
+	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
+}
+
+// meters fits the meter to gateway's sample.
+type meters struct{ *meter.Meter }
+
+func (m meters) Began(op string)          { m.Meter.Began(op) }
+func (m meters) Observe(s gateway.Sample) { m.Meter.Observe(meter.Sample(s)) }
+
+// vllmServer is one configured upstream: what is known of it, and the way to it. It outlives reloads that do not change it.
+type vllmServer struct {
+	known   *upstream.Server
+	way     *forward.Upstream
+	key     string
+	shared  bool // insecure_shared_prefix_cache
+	stop    context.CancelFunc
+	stopped chan struct{}
+
+	mu    sync.Mutex
+	owner string // the one tenant that may use operations whose prompts cannot be salted; "" until one does
+}
+
+// close stops watching the server and ends its idle connections. Running requests keep theirs.
+func (s *vllmServer) close() {
+	s.stop()
+	<-s.stopped
+	s.way.Close()
+}
+
+// isolates reports whether the tenant's prompts stay apart from other tenants' on this server. Where the release has no
+// cache_salt for the operation, the first tenant has the server for itself.
+func (s *vllmServer) isolates(op *vllm.Operation, tenant string) bool {
+	if op.Salt == "" || s.shared || op.Salted(s.known.State().Release) {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.owner == "" {
+		s.owner = tenant
+	}
+	return s.owner == tenant
+}
+
+// picker finds the server for a grant.
+type picker struct {
+	set     *upstream.Set
+	servers map[string]*vllmServer
+}
+
+func (p *picker) Pick(g policy.Grant) (gateway.Upstream, verdict.Verdict) {
+	known, err := p.set.Pick(g.Model(), g.Upstream())
+	switch {
+	case errors.Is(err, upstream.ErrDown), errors.Is(err, upstream.ErrNone):
+		return nil, verdict.Refuse(verdict.UpstreamUnavailable, fmt.Errorf("%w: %s", err, p.problems()))
+	case err != nil:
+		return nil, verdict.Refuse(verdict.UpstreamUnavailable, err)
+	}
+	server := p.servers[known.Name()]
+	if !server.isolates(g.Operation(), g.Who().Tenant()) {
+		return nil, verdict.Refuse(verdict.CacheNotIsolated, fmt.Errorf("upstream %q runs vLLM %s, which has no cache_salt for %s", known.Name(), known.State().Version, g.Operation().ID))
+	}
+	return &sender{server}, verdict.Allow()
+}
+
+func (p *picker) problems() string {
+	for _, st := range p.set.States() {
+		if !st.Alive {
+			return st.Name + ": " + st.Problem
+		}
+	}
+	return "none is configured for it"
+}
+
+// sender sends to one server and tells its state what came of it.
+type sender struct{ *vllmServer }
+
+func (s *sender) Name() string { return s.known.Name() }
+
+func (s *sender) Send(ctx context.Context, w http.ResponseWriter, c gateway.Call) verdict.Outcome {
+	out := s.way.Send(ctx, w, forward.Call{
+		Grant: c.Grant, RequestID: c.ID, ContentType: c.Body.ContentType, Body: c.Body.Bytes, Reader: c.Body.Reader, Length: c.Body.Length,
+		Stream: c.Grant.Stream(), MaxReply: c.MaxReply, Rewriter: c.Reply,
+	})
+	switch {
+	case out.Ended == verdict.UpstreamError && out.UpStatus == 0:
+		s.known.Failed(out.BytesUp == 0, fmt.Sprint(out.Cause))
+	case out.UpStatus >= 500:
+		s.known.Failed(false, fmt.Sprintf("it answers %d", out.UpStatus))
+	case out.UpStatus > 0:
+		s.known.Answered()
+	}
+	return out
+}

@@ -1,0 +1,243 @@
+// Package daemon puts the parts together: it reads secrets and files, listens, reloads whole snapshots and drains.
+// It refuses to start with anything that is wrong, and to replace a configuration that works by one that does not.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vallum/vallum/internal/admin"
+	"github.com/vallum/vallum/internal/audit"
+	"github.com/vallum/vallum/internal/authn"
+	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/gateway"
+	"github.com/vallum/vallum/internal/limit"
+	"github.com/vallum/vallum/internal/meter"
+	"github.com/vallum/vallum/internal/store"
+)
+
+// Options of Run.
+type Options struct {
+	Load     func() (*config.Config, error) // reads the configuration; called again for each reload
+	File     string                         // the file that Load reads, to be watched; "" when flags are all there is
+	State    string                         // state directory; "" is what the configuration says, or StateDir
+	Out      io.Writer                      // gets one line, "listening on URL", once clients are served
+	Screen   io.Writer                      // gets what is open and what is not, for people
+	Terminal bool                           // Screen is a terminal: a first key may be shown on it
+	Log      *slog.Logger
+	Ready    func(urls []string) // called once clients are served; may be nil
+}
+
+// Daemon is a running gateway: what outlives every reload, and the snapshot that requests begin with now.
+type Daemon struct {
+	options  Options
+	log      *slog.Logger
+	state    string
+	store    *store.Store
+	keys     *authn.Authenticator
+	records  *audit.Log
+	limits   *limit.Limiter
+	memory   *gateway.Memory
+	meter    *meter.Meter
+	salts    salter
+	reloads  sync.Mutex // one snapshot is built at a time
+	current  atomic.Pointer[snapshot]
+	servers  map[string]*vllmServer // by name; under reloads
+	certs    certificates
+	cut      context.CancelCauseFunc // ends what still runs at the end of the drain
+	rebuild  chan struct{}           // an upstream's state changed
+	draining atomic.Bool
+	running  sync.WaitGroup
+}
+
+// Run serves until ctx ends, then drains. It returns when everything is closed.
+func Run(ctx context.Context, o Options) error {
+	conf, err := o.Load()
+	if err != nil {
+		return err
+	}
+	d := &Daemon{options: o, log: o.Log, limits: limit.New(), keys: authn.New(authn.Options{}), rebuild: make(chan struct{}, 1), servers: map[string]*vllmServer{}}
+	if err := d.open(ctx, conf); err != nil {
+		return err
+	}
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	err = d.serve(ctx, work, conf)
+	stop()
+	d.running.Wait()
+	return errors.Join(err, d.close())
+}
+
+// open takes the state directory: store, keys, salts and the audit log. Each refuses what others could read.
+func (d *Daemon) open(ctx context.Context, conf *config.Config) error {
+	d.state = d.options.State
+	if d.state == "" {
+		d.state = conf.State
+	}
+	if d.state == "" {
+		dir, err := StateDir()
+		if err != nil {
+			return err
+		}
+		d.state = dir
+	}
+	st, err := store.Open(ctx, d.state)
+	if err != nil {
+		return err
+	}
+	d.store = st
+	secret, err := st.Secret(ctx, "cache_salt")
+	if err != nil {
+		return errors.Join(fmt.Errorf("reading the secret of the cache salts: %w", err), st.Close())
+	}
+	d.salts = salter{secret}
+	d.meter = meter.New()
+	d.memory = gateway.NewMemory(int64(conf.Bodies.MaxBuffered))
+	d.records, err = audit.Open(filepath.Join(d.state, "audit"), audit.Options{
+		Sync: audit.Sync(conf.Audit.Sync), Retain: time.Duration(conf.Audit.Retain), MaxSegmentBytes: int64(conf.Audit.Segment),
+		MaxSegmentAge: time.Duration(conf.Audit.Rotation), Problem: func(err error) { d.log.Error("audit", "error", err) },
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("opening the audit log: %w", err), st.Close())
+	}
+	return nil
+}
+
+func (d *Daemon) close() error {
+	d.reloads.Lock()
+	defer d.reloads.Unlock()
+	for _, s := range d.servers {
+		s.close()
+	}
+	d.record(audit.Stopped, "")
+	return errors.Join(d.records.Close(), d.store.Close())
+}
+
+// record appends a line about the daemon itself.
+func (d *Daemon) record(e audit.Event, detail string) {
+	if _, err := d.records.Append(audit.Record{Event: e, Detail: detail}); err != nil {
+		d.log.Error("audit", "event", string(e), "error", err)
+	}
+}
+
+// serve listens, serves until ctx ends, and drains. work is the context of everything that must outlive the drain.
+func (d *Daemon) serve(ctx, work context.Context, conf *config.Config) error {
+	d.record(audit.Started, "")
+	if err := d.loadKeys(ctx); err != nil {
+		return err
+	}
+	first, err := d.firstKey(ctx)
+	if err != nil {
+		return err
+	}
+	if err := d.apply(work, conf); err != nil {
+		return err
+	}
+	servers, probes, err := d.listen(work, conf)
+	if err != nil {
+		return err
+	}
+	failed := make(chan error, len(servers)+len(probes))
+	for _, s := range append(servers, probes...) {
+		d.running.Go(func() {
+			if err := s.serve(); err != nil {
+				failed <- fmt.Errorf("serving %s: %w", s.url, err)
+			}
+		})
+	}
+	d.running.Go(func() { d.watch(work) })
+	d.settle(ctx)
+	d.announce(servers, probes, first)
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	return errors.Join(err, d.shutdown(servers, probes, time.Duration(d.current.Load().conf.Timeouts.Drain)))
+}
+
+// settle gives the upstreams a moment to answer, so that the first screen says what they serve. Nothing hangs on it.
+func (d *Daemon) settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !d.allKnown() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// allKnown reports whether every upstream has answered or failed to.
+func (d *Daemon) allKnown() bool {
+	for _, st := range d.current.Load().picker.set.States() {
+		if !st.Alive && st.Problem == "it has not answered yet" {
+			return false
+		}
+	}
+	return !d.current.Load().stale()
+}
+
+// announce tells people and scripts that clients are served.
+func (d *Daemon) announce(servers, probes []*server, first string) {
+	var urls []string
+	for _, s := range servers {
+		urls = append(urls, s.url)
+	}
+	writeScreen(d.options.Screen, d.current.Load(), screenFacts{Clients: urls, Probes: urlsOf(probes), State: d.state, FirstKey: first, Terminal: d.options.Terminal, Keys: d.holders()})
+	for _, u := range urls {
+		fmt.Fprintf(d.options.Out, "listening on %s\n", u)
+	}
+	if d.options.Ready != nil {
+		d.options.Ready(urls)
+	}
+}
+
+func urlsOf(servers []*server) []string {
+	var urls []string
+	for _, s := range servers {
+		urls = append(urls, s.url)
+	}
+	return urls
+}
+
+// State is what the administration and the probes show.
+func (d *Daemon) State() admin.State {
+	st := admin.State{Draining: d.draining.Load(), Audit: "writing", Ready: !d.draining.Load()}
+	if err := d.records.Stats().NotAdmitted; err != nil {
+		st.Audit, st.Ready = "cannot be written", false
+		d.log.Error("audit", "error", err)
+	}
+	alive := false
+	for _, u := range d.current.Load().picker.set.States() {
+		one := admin.Upstream{Name: u.Name, Alive: u.Alive, Version: u.Version, Problem: u.Problem, Warning: u.Warning}
+		for _, m := range u.Models {
+			one.Models = append(one.Models, m.Name)
+		}
+		alive = alive || u.Alive
+		st.Upstreams = append(st.Upstreams, one)
+	}
+	st.Ready = st.Ready && alive
+	return st
+}
+
+// writePrivate writes a file that only its owner can read, whole or not at all.
+func writePrivate(name string, content []byte) error {
+	temp := name + ".new"
+	if err := os.WriteFile(temp, content, 0o600); err != nil {
+		return fmt.Errorf("writing %s: %w", name, err)
+	}
+	if err := os.Rename(temp, name); err != nil {
+		return errors.Join(fmt.Errorf("writing %s: %w", name, err), os.Remove(temp))
+	}
+	return nil
+}

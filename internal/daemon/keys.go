@@ -1,0 +1,128 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/vallum/vallum/internal/audit"
+	"github.com/vallum/vallum/internal/authn"
+	"github.com/vallum/vallum/internal/store"
+)
+
+// loadKeys makes the store's keys, and those of the configuration's key file, the ones that count. Running requests of
+// keys that are gone end.
+func (d *Daemon) loadKeys(ctx context.Context) error {
+	stored, err := d.store.ListKeys(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the keys: %w", err)
+	}
+	list := make([]authn.Key, 0, len(stored))
+	for _, k := range stored {
+		list = append(list, authn.Key{
+			ID: k.ID, Name: k.Name, Tenant: k.Tenant, Roles: k.Roles, Hash: k.Hash,
+			Expires: k.Expires, Revoked: !k.Revoked.IsZero(), Imported: k.Kind == store.Imported,
+		})
+	}
+	if s := d.current.Load(); s != nil {
+		list = append(list, s.fileKeys...)
+		list = s.withoutLostRoles(list)
+	}
+	d.keys.SetKeys(authn.NewKeys(list))
+	return nil
+}
+
+// withoutLostRoles takes away roles that the configuration does not have (any more), so that requests which run by
+// them end as they would when the key lost the role.
+func (s *snapshot) withoutLostRoles(list []authn.Key) []authn.Key {
+	for i, k := range list {
+		var kept []string
+		for _, role := range k.Roles {
+			if s.gateway.Policy.HasRole(role) {
+				kept = append(kept, role)
+			}
+		}
+		list[i].Roles = kept
+	}
+	return list
+}
+
+// firstKey makes a key when the store never held one, so that a new installation can be used at once. It returns what
+// to show: the key itself on a terminal, otherwise the path of the file that holds it.
+func (d *Daemon) firstKey(ctx context.Context) (string, error) {
+	held, err := d.store.EverHeldKey(ctx)
+	if err != nil || held {
+		return "", err
+	}
+	secret, key, err := d.store.CreateKey(ctx, store.NewKey{Name: "first", Roles: []string{"inference"}, Note: "made at the first start"}, time.Now())
+	if err != nil {
+		return "", fmt.Errorf("making the first key: %w", err)
+	}
+	d.recordKey(key, "made at the first start")
+	if err := d.loadKeys(ctx); err != nil {
+		return "", err
+	}
+	if d.options.Terminal {
+		return secret, nil
+	}
+	file := filepath.Join(d.state, "first-key")
+	if err := writePrivate(file, []byte(secret+"\n")); err != nil {
+		return "", err
+	}
+	return file, nil
+}
+
+func (d *Daemon) recordKey(k store.Key, what string) {
+	if _, err := d.records.Append(audit.Record{Event: audit.KeyChanged, Principal: k.Name, KeyID: k.ID, Tenant: k.Tenant, Detail: what}); err != nil {
+		d.log.Error("audit", "event", "key", "error", err)
+	}
+}
+
+// noteKeys records what changed in the store: another process, `vallum keys`, made the change.
+func (d *Daemon) noteKeys(before, after []store.Key) {
+	known := map[string]store.Key{}
+	for _, k := range before {
+		known[k.ID] = k
+	}
+	for _, k := range after {
+		old, was := known[k.ID]
+		switch {
+		case !was:
+			d.recordKey(k, "created as "+string(k.Kind))
+		case old.Revoked.IsZero() && !k.Revoked.IsZero():
+			d.recordKey(k, "revoked")
+		case !old.Expires.Equal(k.Expires):
+			d.recordKey(k, "expires "+k.Expires.UTC().Format(time.RFC3339))
+		}
+	}
+}
+
+// removeFirstKeyFile forgets the first key's file once the key is gone: a dead secret helps nobody.
+func (d *Daemon) removeFirstKeyFile(keys []store.Key) {
+	for _, k := range keys {
+		if k.Note == "made at the first start" && k.Live(time.Now()) {
+			return
+		}
+	}
+	_ = os.Remove(filepath.Join(d.state, "first-key")) // absent mostly
+}
+
+// holders are the live keys, for the first screen.
+func (d *Daemon) holders() []holder {
+	keys, err := d.store.ListKeys(context.Background())
+	if err != nil {
+		return nil
+	}
+	var live []holder
+	for _, k := range keys {
+		if k.Live(time.Now()) {
+			live = append(live, holder{k.Name, k.Roles})
+		}
+	}
+	for _, k := range d.current.Load().fileKeys {
+		live = append(live, holder{k.Name, k.Roles})
+	}
+	return live
+}

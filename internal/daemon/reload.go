@@ -1,0 +1,425 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/vallum/vallum/internal/audit"
+	"github.com/vallum/vallum/internal/authn"
+	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/forward"
+	"github.com/vallum/vallum/internal/gateway"
+	"github.com/vallum/vallum/internal/inspect"
+	"github.com/vallum/vallum/internal/policy"
+	"github.com/vallum/vallum/internal/store"
+	"github.com/vallum/vallum/internal/upstream"
+)
+
+// EffectiveFile is the file of the state directory in which a running gateway leaves the configuration that it uses,
+// with every default and the models that it found, for `vallum explain`. It holds no secret.
+const EffectiveFile = "effective.yaml"
+
+// snapshot is one configuration at work. Requests keep the one that they began with.
+type snapshot struct {
+	conf     *config.Config
+	gateway  *gateway.Gateway
+	picker   *picker
+	fileKeys []authn.Key
+	states   []upstream.State // of which the policy's models were made
+}
+
+// stale reports whether the upstreams serve something else than what the policy was made of.
+func (s *snapshot) stale() bool {
+	now := s.picker.set.States()
+	return !slices.EqualFunc(now, s.states, func(a, b upstream.State) bool { return slices.Equal(a.Models, b.Models) })
+}
+
+// apply makes the configuration the one that counts: whole, or not at all.
+func (d *Daemon) apply(ctx context.Context, conf *config.Config) error {
+	d.reloads.Lock()
+	defer d.reloads.Unlock()
+	servers, started, err := d.prepare(ctx, conf)
+	if err != nil {
+		return err
+	}
+	next, err := d.build(conf, servers)
+	if err != nil {
+		for _, s := range started {
+			s.close()
+		}
+		return err
+	}
+	if err := d.certs.load(conf); err != nil {
+		for _, s := range started {
+			s.close()
+		}
+		return err
+	}
+	old := d.servers
+	d.servers = servers
+	d.install(next)
+	for name, s := range old {
+		if servers[name] != s {
+			s.close()
+		}
+	}
+	return d.loadKeys(ctx)
+}
+
+func (d *Daemon) install(next *snapshot) {
+	d.current.Store(next)
+	b, err := next.effective().Print()
+	if err == nil {
+		err = writePrivate(filepath.Join(d.state, EffectiveFile), b)
+	}
+	if err != nil {
+		d.log.Error("leaving the effective configuration", "error", err)
+	}
+}
+
+// prepare keeps the servers whose configuration is the same and starts the others; started are the new ones.
+func (d *Daemon) prepare(ctx context.Context, conf *config.Config) (servers map[string]*vllmServer, started []*vllmServer, err error) {
+	servers = map[string]*vllmServer{}
+	before := map[string]config.Upstream{}
+	if s := d.current.Load(); s != nil {
+		for _, u := range s.conf.Upstreams {
+			before[u.Name] = u
+		}
+	}
+	for _, u := range conf.Upstreams {
+		key, err := upstreamKey(u)
+		if err == nil {
+			if s := d.servers[u.Name]; s != nil && reflect.DeepEqual(before[u.Name], u) && s.key == key && d.sameTimeouts(conf) {
+				servers[u.Name] = s
+				continue
+			}
+			servers[u.Name], err = d.start(ctx, u, key, conf.Timeouts)
+			started = append(started, servers[u.Name])
+		}
+		if err != nil {
+			for _, s := range started {
+				if s != nil {
+					s.close()
+				}
+			}
+			return nil, nil, err
+		}
+	}
+	return servers, started, nil
+}
+
+func (d *Daemon) sameTimeouts(conf *config.Config) bool {
+	return d.current.Load().conf.Timeouts == conf.Timeouts
+}
+
+// start makes a server and watches it.
+func (d *Daemon) start(ctx context.Context, u config.Upstream, key string, t config.Timeouts) (*vllmServer, error) {
+	target, err := url.Parse(u.URL)
+	if path, ok := strings.CutPrefix(u.URL, "unix:"); ok {
+		target, err = &url.URL{Scheme: "unix", Path: path}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("upstream %q: %w", u.Name, err)
+	}
+	trust, err := upstreamTLS(u)
+	if err != nil {
+		return nil, err
+	}
+	way, err := forward.New(forward.Target{Name: u.Name, URL: target, Key: key, TLS: trust, Timeouts: forward.Timeouts{
+		Connect: time.Duration(t.Connect), FirstByte: time.Duration(t.FirstByte), BetweenEvents: time.Duration(t.BetweenEvents), Write: time.Duration(t.Write),
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("upstream %q: %w", u.Name, err)
+	}
+	known := upstream.New(upstream.Spec{Name: u.Name, Models: u.Models, HasKey: key != ""}, way, func() {
+		select {
+		case d.rebuild <- struct{}{}:
+		default:
+		}
+	})
+	ctx, stop := context.WithCancel(ctx)
+	s := &vllmServer{known: known, way: way, shared: u.SharedCache, key: key, stop: stop, stopped: make(chan struct{})}
+	go func() {
+		defer close(s.stopped)
+		known.Run(ctx)
+	}()
+	return s, nil
+}
+
+// build makes a snapshot of the configuration and of what the servers serve now.
+func (d *Daemon) build(conf *config.Config, servers map[string]*vllmServer) (*snapshot, error) {
+	var known []*upstream.Server
+	for _, u := range conf.Upstreams {
+		known = append(known, servers[u.Name].known)
+	}
+	s := &snapshot{conf: conf, picker: &picker{set: upstream.NewSet(known), servers: servers}}
+	s.states = s.picker.set.States()
+	_, rules := conf.Rules(modelsOf(s.states))
+	p, problems := policy.Build(rules)
+	if len(problems) > 0 {
+		return nil, fmt.Errorf("building the policy: %s: %s; right would be: %s", problems[0].Where, problems[0].What, problems[0].Right)
+	}
+	if conf.KeysFile != "" {
+		b, err := os.ReadFile(conf.KeysFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading keys_file: %w", err)
+		}
+		keys, wrong := authn.ParseKeyFile(conf.KeysFile, b)
+		if len(wrong) > 0 {
+			return nil, fmt.Errorf("keys_file: %s", wrong[0])
+		}
+		s.fileKeys = keys
+	}
+	s.gateway = &gateway.Gateway{
+		Policy: p, Keys: d.keys, Limits: limiter{d.limits}, Memory: d.memory, Records: d.records, Upstreams: s.picker, Salts: d.salts,
+		Running: registry{d.keys}, Meter: meters{d.meter}, Log: d.log, Now: time.Now, Settings: d.settings(conf),
+	}
+	return s, nil
+}
+
+func (d *Daemon) settings(conf *config.Config) gateway.Settings {
+	body := inspect.Default()
+	body.MaxJSONBytes, body.MaxFormBytes = int64(conf.Bodies.MaxJSON), int64(conf.Bodies.MaxForm)
+	s := gateway.Settings{
+		Body: body, BodyTimeout: time.Duration(conf.Timeouts.Body), SpoolDir: d.state, ShowCached: conf.Cached,
+		PassErrors: conf.Errors == "pass", Origins: conf.CORS.Origins, MaxReply: int64(conf.Bodies.MaxReply),
+	}
+	return s
+}
+
+func modelsOf(states []upstream.State) []policy.Model {
+	models := []policy.Model{} // not nil: nothing found is not "not asked"
+	for _, st := range states {
+		for _, m := range st.Models {
+			i := slices.IndexFunc(models, func(p policy.Model) bool { return p.Name == m.Name })
+			if i < 0 {
+				models = append(models, policy.Model{Name: m.Name, Upstreams: []string{st.Name}, MaxModelLen: m.MaxModelLen, Created: m.Created})
+				continue
+			}
+			models[i].Upstreams = append(models[i].Upstreams, st.Name)
+			models[i].MaxModelLen = shorter(models[i].MaxModelLen, m.MaxModelLen)
+		}
+	}
+	return models
+}
+
+// shorter is the context length that fits all servers of a model.
+func shorter(a, b int64) int64 {
+	if a == 0 || b == 0 {
+		return max(a, b)
+	}
+	return min(a, b)
+}
+
+// effective is the configuration with the models that were found written into it.
+func (s *snapshot) effective() *config.Config {
+	c := *s.conf
+	c.Upstreams = slices.Clone(c.Upstreams)
+	for i := range c.Upstreams {
+		c.Upstreams[i].Models = nil
+		for _, m := range s.states[i].Models {
+			c.Upstreams[i].Models = append(c.Upstreams[i].Models, m.Name)
+		}
+	}
+	return &c
+}
+
+// Reload reads the configuration again and makes it the one that counts; when anything is wrong with it, nothing changes.
+func (d *Daemon) Reload(ctx context.Context) error {
+	conf, err := d.options.Load()
+	if err == nil {
+		err = d.sameListeners(conf)
+	}
+	if err == nil {
+		err = d.apply(ctx, conf)
+	}
+	if err != nil {
+		var problems *config.Problems
+		if errors.As(err, &problems) {
+			fmt.Fprint(d.options.Screen, problems.Text())
+		}
+		d.log.Error("the configuration was not reloaded; the one before stays", "error", err)
+		return err
+	}
+	d.record(audit.Reloaded, "")
+	d.log.Info("the configuration was reloaded")
+	return nil
+}
+
+// sameListeners refuses a change that needs a restart, instead of taking half of it.
+func (d *Daemon) sameListeners(conf *config.Config) error {
+	before := d.current.Load().conf
+	if !reflect.DeepEqual(before.Listen, conf.Listen) || before.Probes != conf.Probes || before.Admin != conf.Admin || before.State != conf.State || before.Audit != conf.Audit || before.Bodies.MaxBuffered != conf.Bodies.MaxBuffered {
+		return errors.New("listen, probes, admin, state, audit and bodies.max_buffered are changed by a restart only")
+	}
+	return nil
+}
+
+// watch is the daemon's clock: keys that changed, upstreams that changed, files that changed, SIGHUP.
+func (d *Daemon) watch(ctx context.Context) {
+	hup := make(chan os.Signal, 1)
+	notifyHangup(hup)
+	defer signal.Stop(hup)
+	files := d.watchFiles()
+	if files != nil {
+		defer func() { _ = files.Close() }()
+	}
+	poll := time.NewTicker(200 * time.Millisecond)
+	defer poll.Stop()
+	used := time.NewTicker(10 * time.Second)
+	defer used.Stop()
+	defer d.touch(context.WithoutCancel(ctx))
+	keys, _ := d.store.ListKeys(ctx)
+	var pending <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hup:
+			_ = d.Reload(ctx) // told already
+		case <-events(files):
+			pending = time.After(100 * time.Millisecond) // editors write in several steps
+		case <-pending:
+			pending = nil
+			_ = d.Reload(ctx) // told already
+		case <-d.rebuild:
+			d.refresh()
+		case <-poll.C:
+			d.keys.EndExpired(time.Now())
+			keys = d.pollKeys(ctx, keys)
+		case <-used.C:
+			d.touch(ctx)
+		}
+	}
+}
+
+// pollKeys sees within 200 ms what `vallum keys` changed.
+func (d *Daemon) pollKeys(ctx context.Context, before []store.Key) []store.Key {
+	changed, err := d.store.Changed(ctx)
+	if err == nil && !changed {
+		return before
+	}
+	if err == nil {
+		err = d.loadKeys(ctx)
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			d.log.Error("reading the keys; the ones before stay", "error", err)
+		}
+		return before
+	}
+	after, err := d.store.ListKeys(ctx)
+	if err != nil {
+		return before
+	}
+	d.noteKeys(before, after)
+	d.removeFirstKeyFile(after)
+	return after
+}
+
+// refresh makes a new snapshot when the upstreams serve something else than before.
+func (d *Daemon) refresh() {
+	d.reloads.Lock()
+	defer d.reloads.Unlock()
+	now := d.current.Load()
+	if !now.stale() {
+		return
+	}
+	next, err := d.build(now.conf, d.servers)
+	if err != nil {
+		d.log.Error("the upstreams serve something else than before, and the configuration does not fit it", "error", err)
+		return
+	}
+	d.install(next)
+	for _, st := range next.states {
+		if st.Warning != "" {
+			d.log.Warn("upstream", "name", st.Name, "warning", st.Warning)
+		}
+	}
+}
+
+func (d *Daemon) touch(ctx context.Context) {
+	if used := d.keys.Used(); len(used) > 0 {
+		if err := d.store.TouchLastUsed(ctx, used); err != nil {
+			d.log.Warn("noting when keys were used", "error", err)
+		}
+	}
+}
+
+// watchFiles watches the directories of the configuration and the certificates: Kubernetes swaps a symlink beside them.
+func (d *Daemon) watchFiles() *fsnotify.Watcher {
+	if d.options.File == "" {
+		return nil
+	}
+	w, err := fsnotify.NewWatcher()
+	if err == nil {
+		for _, dir := range d.watchedDirs() {
+			err = errors.Join(err, w.Add(dir))
+		}
+	}
+	if err != nil {
+		d.log.Warn("files are not watched; send SIGHUP after a change", "error", err)
+	}
+	return w
+}
+
+func (d *Daemon) watchedDirs() []string {
+	dirs := []string{filepath.Dir(d.options.File)}
+	for _, l := range d.current.Load().conf.Listen {
+		if l.TLS != nil {
+			dirs = append(dirs, filepath.Dir(l.TLS.Certificate), filepath.Dir(l.TLS.Key))
+		}
+	}
+	slices.Sort(dirs)
+	return slices.Compact(dirs)
+}
+
+func events(w *fsnotify.Watcher) <-chan fsnotify.Event {
+	if w == nil {
+		return nil
+	}
+	return w.Events
+}
+
+// certificates are the listeners' certificates, by the name of their file.
+type certificates struct {
+	mu   sync.Mutex
+	file map[string]*tls.Certificate
+}
+
+func (c *certificates) load(conf *config.Config) error {
+	file := map[string]*tls.Certificate{}
+	for _, l := range conf.Listen {
+		if l.TLS == nil {
+			continue
+		}
+		pair, err := tls.LoadX509KeyPair(l.TLS.Certificate, l.TLS.Key)
+		if err != nil {
+			return fmt.Errorf("listener %s: loading its certificate: %w", l.Address, err)
+		}
+		file[l.TLS.Certificate] = &pair
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.file = file
+	return nil
+}
+
+func (c *certificates) of(file string) *tls.Certificate {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.file[file]
+}

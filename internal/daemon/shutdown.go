@@ -1,0 +1,117 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/vallum/vallum/internal/admin"
+	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/forward"
+)
+
+// listen opens every address of the configuration before anything is served, so that a taken port stops the start.
+func (d *Daemon) listen(work context.Context, conf *config.Config) (clients, others []*server, err error) {
+	base, cut := context.WithCancelCause(work)
+	d.cut = cut
+	var opened []*server
+	add := func(address string, handler http.Handler, secure string) (*server, error) {
+		l, err := listen(address)
+		if err != nil {
+			return nil, err
+		}
+		s := &server{listener: l, http: newServer(handler, conf.Timeouts, d.log), tls: secure != "", url: urlOf(l, secure != "")}
+		s.http.BaseContext = baseContext(base)
+		if secure != "" {
+			s.http.TLSConfig = tlsConfig(func() *tls.Certificate { return d.certs.of(secure) })
+		}
+		opened = append(opened, s)
+		return s, nil
+	}
+	for _, l := range conf.Listen {
+		secure := ""
+		if l.TLS != nil {
+			secure = l.TLS.Certificate
+		}
+		s, err := add(l.Address, d.from(l), secure)
+		if err != nil {
+			return nil, nil, errors.Join(err, closeAll(opened))
+		}
+		clients = append(clients, s)
+	}
+	for address, handler := range map[string]http.Handler{conf.Probes: admin.Probes(d, d.meter.Handler()), conf.Admin: admin.Handler(d)} {
+		if address == "" || address == "off" {
+			continue
+		}
+		s, err := add(address, handler, "")
+		if err != nil {
+			return nil, nil, errors.Join(fmt.Errorf("%w%s", err, otherPort(address, conf)), closeAll(opened))
+		}
+		others = append(others, s)
+	}
+	return clients, others, nil
+}
+
+func otherPort(address string, conf *config.Config) string {
+	if address == conf.Probes && !strings.HasPrefix(address, "unix:") {
+		return "; choose another with --probes ADDRESS, or --probes off"
+	}
+	return ""
+}
+
+// from gives requests of a listener to the snapshot of now, with what the listener knows of who ends TLS.
+func (d *Daemon) from(l config.Listener) http.Handler {
+	proxies := l.ProxyNetworks()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if d.draining.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		d.current.Load().gateway.Behind(proxies, w, r)
+	})
+}
+
+func closeAll(servers []*server) error {
+	var errs []error
+	for _, s := range servers {
+		errs = append(errs, s.listener.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// shutdown stops accepting, lets running requests end until the deadline, then ends them as their dialect ends one,
+// with a moment for that to reach the callers.
+func (d *Daemon) shutdown(clients, others []*server, drain time.Duration) error {
+	d.draining.Store(true)
+	ctx, cancel := context.WithTimeout(context.Background(), drain)
+	defer cancel()
+	done := make(chan error, len(clients))
+	for _, s := range clients {
+		go func() { done <- s.http.Shutdown(ctx) }()
+	}
+	late := false
+	for range clients {
+		if err := <-done; err != nil {
+			late = true
+		}
+	}
+	if late {
+		d.log.Warn("requests still ran at the end of the drain; they were ended", "drain", drain)
+		d.cut(forward.ErrDrained)
+		last, stop := context.WithTimeout(context.Background(), 2*time.Second)
+		defer stop()
+		for _, s := range clients {
+			if s.http.Shutdown(last) != nil {
+				_ = s.http.Close()
+			}
+		}
+	}
+	var errs []error
+	for _, s := range others {
+		errs = append(errs, s.http.Close())
+	}
+	return errors.Join(errs...)
+}
