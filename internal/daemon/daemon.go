@@ -107,7 +107,17 @@ func (d *Daemon) open(ctx context.Context, conf *config.Config) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("opening the audit log: %w", err), st.Close())
 	}
+	d.gauges()
 	return nil
+}
+
+// gauges are what is held now, read at each scrape.
+func (d *Daemon) gauges() {
+	d.meter.Gauge("audit_queue", "Records that wait to be written.", func() float64 { st := d.records.Stats(); return float64(st.Waiting) + float64(st.Kept) })
+	d.meter.Gauge("audit_unsigned", "Records under no checkpoint yet.", func() float64 { st := d.records.Stats(); return float64(st.Lines - min(st.Lines, st.Signed)) })
+	d.meter.Gauge("buffered_bytes", "Bytes of request bodies held.", func() float64 { return float64(d.memory.Taken()) })
+	d.meter.Gauge("slots", "Slots taken by running requests.", func() float64 { slots, _ := d.limits.InUse(); return float64(slots) })
+	d.meter.Gauge("reserved_tokens", "Tokens reserved by running requests.", func() float64 { _, tokens := d.limits.InUse(); return float64(tokens) })
 }
 
 func (d *Daemon) close() error {
