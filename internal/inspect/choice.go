@@ -2,8 +2,10 @@ package inspect
 
 import (
 	"bytes"
+	"fmt"
+	"maps"
 	"slices"
-	"strconv"
+	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -141,12 +143,6 @@ func (w *walker) checkTag(m member, chosen []byte) error {
 
 // noVariant refuses an object whose tag is not in the table.
 func (w *walker) noVariant(s *vllm.Shape) error {
-	names := make([]string, 0, len(s.Variants))
-	for name := range s.Variants {
-		if name != "" && name != "*" {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return w.mismatch("its member " + strconv.Quote(s.Tag) + " must be " + wantedString(&vllm.Shape{Kind: vllm.String, Enum: names}))
+	names := slices.DeleteFunc(slices.Sorted(maps.Keys(s.Variants)), func(name string) bool { return name == "" || name == "*" })
+	return w.mismatch(fmt.Sprintf("%s must be one of %s", s.Tag, strings.Join(names, ", ")))
 }

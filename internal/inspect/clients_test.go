@@ -1,7 +1,7 @@
 package inspect
 
 import (
-	"encoding/base64"
+	"cmp"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -16,14 +16,15 @@ import (
 
 var update = flag.Bool("update", false, "write testdata/clients.golden anew")
 
-// recording is one request that a client sent: the files in testdata/clients at the top of the tree are lists of them.
+// recording is one request that a client sent: one to a file in testdata/clients at the top of the tree.
 type recording struct {
-	Client      string `json:"client"` // name and version
-	Method      string `json:"method"`
-	Path        string `json:"path"` // a query may follow
-	ContentType string `json:"content_type"`
-	Body        string `json:"body"`        // the exact bytes, when they are UTF-8
-	BodyBase64  string `json:"body_base64"` // the exact bytes, otherwise
+	Client  string            `json:"client"`
+	Version string            `json:"version"`
+	Case    string            `json:"case"`
+	Method  string            `json:"method"`
+	Path    string            `json:"path"`    // a query may follow
+	Headers map[string]string `json:"headers"` // by lower-case name
+	Body    string            `json:"body"`
 }
 
 // modelled are requests that clients are known to send at their defaults, in short.
@@ -48,67 +49,51 @@ func recordings(t *testing.T) []recording {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(files) == 0 {
-		t.Log("NOT RUN on recorded bodies: testdata/clients has none; only the modelled ones are checked")
+	if len(files) < 100 {
+		t.Errorf("testdata/clients has %d recordings; a few hundred belong there", len(files))
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
-		var list []recording
-		if err := json.Unmarshal(text, &list); err != nil {
-			t.Fatalf("%s: a list of requests with client, method, path, content_type and body is needed: %v", file, err)
+		var r recording
+		if err := json.Unmarshal(text, &r); err != nil || r.Path == "" || r.Method == "" {
+			t.Fatalf("%s: a request with method, path, headers and body is needed: %v", file, err)
 		}
-		all = append(all, list...)
+		all = append(all, r)
 	}
 	return all
-}
-
-// bytes are the body as it was sent.
-func (r recording) bytes(t *testing.T) string {
-	t.Helper()
-	if r.BodyBase64 == "" {
-		return r.Body
-	}
-	b, err := base64.StdEncoding.DecodeString(r.BodyBase64)
-	if err != nil {
-		t.Fatalf("%s %s: %v", r.Client, r.Path, err)
-	}
-	return string(b)
 }
 
 // TestEveryRecordedBodyIsAccepted lists every byte range that changes, and why, in testdata/clients.golden.
 func TestEveryRecordedBodyIsAccepted(t *testing.T) {
 	var out strings.Builder
-	for i, r := range recordings(t) {
+	count := 0
+	for _, r := range recordings(t) {
+		name := strings.TrimSpace(r.Client + " " + r.Version + " " + r.Case)
 		path, _, _ := strings.Cut(r.Path, "?")
-		method := r.Method
-		if method == "" {
-			method = "POST"
-		}
-		op, _, ok := vllm.Lookup(method, path)
+		op, _, ok := vllm.Lookup(cmp.Or(r.Method, "POST"), path)
 		if !ok {
 			continue // what is not in the catalogue never gets to this package
 		}
 		table, ok := vllm.FieldsOf(op.ID)
-		body := r.bytes(t)
-		if !ok || op.Request == vllm.NoBody || body == "" {
+		body := r.Body
+		if !ok || body == "" {
 			continue
 		}
-		types := []string{r.ContentType}
-		if r.ContentType == "" {
-			types[0] = "application/json"
-		}
+		count++
+		types := []string{cmp.Or(r.Headers["content-type"], "application/json")}
 		d, v := Read(Request{Operation: op, Table: table, ContentType: types, Length: int64(len(body)), Body: strings.NewReader(body), SpoolDir: t.TempDir()}, Default())
 		if v.Refused() {
 			if isThread(body) && v.Reason().String() == "thread_unsupported" {
-				continue // the refusal that makes the SDK send the whole conversation
+				fmt.Fprintf(&out, "%s %s: %d bytes\n  refused, so that the SDK sends the whole conversation\n", name, r.Path, len(body))
+				continue
 			}
-			t.Errorf("%s %s is refused: %s at %q: %s\n%.2000s", r.Client, r.Path, v.Reason(), v.Param(), v.Message(), body)
+			t.Errorf("%s %s is refused: %s at %q: %s\n%.2000s", name, r.Path, v.Reason(), v.Param(), v.Message(), body)
 			continue
 		}
-		fmt.Fprintf(&out, "%03d %s %s: %d bytes\n", i, r.Client, r.Path, len(body))
+		fmt.Fprintf(&out, "%s %s: %d bytes\n", name, r.Path, len(body))
 		b := mustRewrite(t, d, policy.Edit{Name: "model", Pointer: "/model", Value: `"granted"`})
 		if op.Request == vllm.JSONBody {
 			checkChanges(t, body, b)
@@ -124,6 +109,7 @@ func TestEveryRecordedBodyIsAccepted(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	t.Logf("%d bodies of operations with a table", count)
 	compareGolden(t, "testdata/clients.golden", out.String())
 }
 

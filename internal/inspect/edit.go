@@ -72,83 +72,77 @@ func place(list *[]setting, name string) *setting {
 }
 
 // changes are those of one object: its '{' ends at open.
-func (d *document) changes(all []Change, open int, members []member, settings []setting) ([]Change, error) {
-	done := make([]bool, len(settings))
+func (d *document) changes(all []Change, open int, list []member, settings []setting) ([]Change, error) {
+	settings = slices.Clone(settings)
 	var seq sequence
-	for _, m := range members {
+	for _, m := range list {
 		i := slices.IndexFunc(settings, func(s setting) bool { return d.isNamed(m, s.name) })
-		switch {
-		case i < 0 && m.with != "":
-			seq.add(&all, m.start, m.end, "")
-			all = append(all, Change{m.value, m.end, m.with, m.why})
-		case i < 0:
+		if i < 0 && m.with == "" {
 			seq.add(&all, m.start, m.end, m.why)
 			if m.why == "" {
 				all, _ = d.changes(all, 0, m.kids, nil)
 			}
-		default:
-			seq.add(&all, m.start, m.end, "")
-			done[i] = true
-			var err error
-			if all, err = d.set(all, m, settings[i]); err != nil {
-				return nil, err
-			}
+			continue
 		}
+		seq.add(&all, m.start, m.end, "")
+		if i < 0 {
+			all = append(all, Change{m.value, m.end, m.with, m.why})
+			continue
+		}
+		var err error
+		if all, err = d.set(all, m, settings[i]); err != nil {
+			return nil, err
+		}
+		settings = slices.Delete(settings, i, i+1)
 	}
-	return insert(all, open, settings, done, seq.kept), nil
+	return insert(all, open, settings, seq.kept), nil
 }
 
 // set changes the value of a member that stands.
 func (d *document) set(all []Change, m member, s setting) ([]Change, error) {
-	switch {
-	case s.value != "":
-		return append(all, Change{m.value, m.end, s.value, s.why}), nil
-	case m.why != "":
+	if s.kids == nil || m.why != "" {
 		return append(all, Change{m.value, m.end, s.literal(), s.why}), nil
-	case m.open == 0:
+	}
+	if m.open == 0 {
 		return nil, fmt.Errorf("edit %q: the body's member %q is not an object with fields", s.why, s.name)
 	}
 	return d.changes(all, m.open, m.kids, s.kids)
 }
 
 // insert adds the settings whose members do not stand, right after the '{'.
-func insert(all []Change, open int, settings []setting, done []bool, kept bool) []Change {
-	var with []byte
-	var why string
-	for i, s := range settings {
-		if done[i] {
-			continue
-		}
-		if with != nil {
-			with, why = append(with, ','), why+" "
-		}
-		with = append(quoted(with, s.name), ':')
-		with = append(with, s.literal()...)
-		why += s.why
-	}
-	if with == nil {
+func insert(all []Change, open int, settings []setting, kept bool) []Change {
+	if len(settings) == 0 {
 		return all
 	}
+	with := members(settings)
 	if kept {
-		with = append(with, ',')
+		with += ","
 	}
-	return append(all, Change{open, open, string(with), why})
+	why := settings[0].why
+	for _, s := range settings[1:] {
+		why += " " + s.why
+	}
+	return append(all, Change{open, open, with, why})
+}
+
+// members writes settings as the members of an object.
+func members(settings []setting) string {
+	var all []byte
+	for i, s := range settings {
+		if i > 0 {
+			all = append(all, ',')
+		}
+		all = append(append(quoted(all, s.name), ':'), s.literal()...)
+	}
+	return string(all)
 }
 
 // literal is the JSON of a setting.
 func (s setting) literal() string {
-	if s.value != "" {
+	if s.kids == nil {
 		return s.value
 	}
-	object := []byte{'{'}
-	for i, kid := range s.kids {
-		if i > 0 {
-			object = append(object, ',')
-		}
-		object = append(quoted(object, kid.name), ':')
-		object = append(object, kid.value...)
-	}
-	return string(append(object, '}'))
+	return "{" + members(s.kids) + "}"
 }
 
 // quoted appends a member's name; names of edits are the catalogue's.

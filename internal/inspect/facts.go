@@ -2,14 +2,13 @@ package inspect
 
 import (
 	"bytes"
-	"cmp"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 
-	"github.com/vallum/vallum/internal/policy"
 	"github.com/vallum/vallum/internal/vllm"
 )
 
@@ -45,20 +44,18 @@ func (w *walker) str(s *vllm.Shape, fact vllm.Fact) error {
 	if err != nil {
 		return err
 	}
-	if fault := checkString(s, raw); fault != "" {
-		return w.wrong(raw, fault)
-	}
-	if s.DataURL && !isDataURL(raw) {
+	switch most := s.MaxLen; {
+	case fact == vllm.FactModel && (most == 0 || most > maxModel) && len(raw) > maxModel:
+		return w.wrong(raw, fmt.Sprintf("must have %d bytes at most", maxModel))
+	case most > 0 && int64(len(raw)-2) > most && int64(len(unquoted(raw))) > most:
+		return w.wrong(raw, fmt.Sprintf("must have %d bytes at most", most))
+	case len(s.Enum) > 0 && !slices.Contains(s.Enum, string(unquoted(raw))):
+		return w.wrong(raw, "must be "+wanted(s))
+	case s.DataURL && !isDataURL(raw):
 		return forbidden(dataURL, w.pointer(), int(w.dec.InputOffset())-len(raw))
+	case fact == vllm.FactModel:
+		w.facts.Model = string(unquoted(raw))
 	}
-	w.learnInput(fact)
-	if fact != vllm.FactModel {
-		return nil
-	}
-	if len(raw) > maxModel {
-		return w.wrong(raw, "must have "+strconv.Itoa(maxModel)+" bytes at most")
-	}
-	w.facts.Model = string(unquoted(raw))
 	return nil
 }
 
@@ -75,17 +72,6 @@ func isDataURL(raw jsontext.Value) bool {
 	return len(text) >= len(scheme) && strings.EqualFold(string(text[:len(scheme)]), scheme)
 }
 
-// checkString says what is wrong with a string literal, or "".
-func checkString(s *vllm.Shape, raw jsontext.Value) string {
-	if s.MaxLen > 0 && int64(len(raw)-2) > s.MaxLen && int64(len(unquoted(raw))) > s.MaxLen {
-		return "must have " + strconv.FormatInt(s.MaxLen, 10) + " bytes at most"
-	}
-	if len(s.Enum) > 0 && !slices.Contains(s.Enum, string(unquoted(raw))) {
-		return "must be " + wantedString(s)
-	}
-	return ""
-}
-
 // number reads an Integer or a Number; an integer written as N.0 goes up as N.
 func (w *walker) number(s *vllm.Shape, fact vllm.Fact) error {
 	raw, err := w.skip()
@@ -93,7 +79,6 @@ func (w *walker) number(s *vllm.Shape, fact vllm.Fact) error {
 		return err
 	}
 	if s.Kind == vllm.Number {
-		w.learnInput(fact)
 		if !checkNumber(s, raw) {
 			return w.wrong(raw, "must be "+wanted(s))
 		}
@@ -106,19 +91,13 @@ func (w *walker) number(s *vllm.Shape, fact vllm.Fact) error {
 	if end := int(w.dec.InputOffset()); len(digits) < len(raw) {
 		w.cuts = append(w.cuts, Change{From: end - len(raw) + len(digits), To: end, Why: "integer"})
 	}
-	w.learnInteger(value, fact)
-	return nil
-}
-
-func (w *walker) learnInteger(value int64, fact vllm.Fact) {
 	switch fact {
 	case vllm.FactChoices:
 		w.facts.Choices = value
 	case vllm.FactOutputCap:
 		w.caps = append(w.caps, outputCap{value: value})
-	case vllm.FactInputs:
-		w.inputs++
 	}
+	return nil
 }
 
 // boolean reads true or false.
@@ -127,26 +106,15 @@ func (w *walker) boolean(fact vllm.Fact) error {
 	if err != nil {
 		return err
 	}
-	learnBoolean(&w.facts, raw[0] == 't', fact)
-	return nil
-}
-
-func learnBoolean(f *policy.Facts, on bool, fact vllm.Fact) {
-	switch fact {
+	switch on := raw[0] == 't'; fact {
 	case vllm.FactStream:
-		f.Stream = on
+		w.facts.Stream = on
 	case vllm.FactIncludeUsage:
-		f.Usage = on
+		w.facts.Usage = on
 	case vllm.FactContinuous:
-		f.Continuous = on
+		w.facts.Continuous = on
 	}
-}
-
-// learnInput counts a value that is one input by itself.
-func (w *walker) learnInput(fact vllm.Fact) {
-	if fact == vllm.FactInputs {
-		w.inputs++
-	}
+	return nil
 }
 
 // settle completes the facts when the whole body was read.
@@ -155,52 +123,38 @@ func (w *walker) settle(shape *vllm.Shape) {
 	f.BodyBytes = int64(len(w.body))
 	f.Inputs = max(w.inputs, 1)
 	f.Choices = max(f.Choices, 1)
-	describe(f, shape)
-	w.settleCaps()
-}
-
-// settleCaps makes the smallest of several output caps hold for all: vLLM obeys max_completion_tokens although
-// max_tokens may be smaller, and what is counted must be what can happen.
-func (w *walker) settleCaps() {
-	if len(w.caps) == 0 {
-		return
-	}
-	least := slices.MinFunc(w.caps, func(a, b outputCap) int { return cmp.Compare(a.value, b.value) }).value
-	w.facts.OutputCap = least
-	w.facts.CapField = ""
-	for _, c := range w.caps {
-		if w.facts.CapField == "" || rank(c.field) < rank(w.facts.CapField) {
-			w.facts.CapField = c.field
-		}
-		if c.value == least {
-			continue
-		}
-		for i := range w.top {
-			if w.top[i].end == c.end {
-				w.top[i].with, w.top[i].why = strconv.FormatInt(least, 10), "smallest cap"
-			}
-		}
-	}
-}
-
-// rank orders the names of caps; a name that is not known comes last.
-func rank(field string) int {
-	if i := slices.Index(capFields, field); i >= 0 {
-		return i
-	}
-	return len(capFields)
-}
-
-// describe adds what the table says, whatever the request is.
-func describe(f *policy.Facts, shape *vllm.Shape) {
 	has := func(name string) bool {
 		field := shape.Fields[name]
 		return field != nil && (field.Action == vllm.Pass || field.Action == vllm.Write)
 	}
 	f.HasSalt, f.HasOptions, f.HasStore = has("cache_salt"), has("stream_options"), has("store")
+	if len(w.caps) > 0 {
+		w.settleCaps()
+		return
+	}
 	for _, name := range capFields {
-		if f.CapField == "" && has(name) && shape.Fields[name].Fact == vllm.FactOutputCap {
+		if has(name) && shape.Fields[name].Fact == vllm.FactOutputCap {
 			f.CapField = name
+			return
+		}
+	}
+}
+
+// settleCaps makes the smallest of several output caps hold for all: vLLM obeys max_completion_tokens although
+// max_tokens may be smaller, and what is counted must be what can happen.
+func (w *walker) settleCaps() {
+	first := w.caps[0]
+	w.facts.OutputCap, w.facts.CapField = first.value, first.field
+	for _, c := range w.caps[1:] {
+		w.facts.OutputCap = min(w.facts.OutputCap, c.value)
+		if slices.Index(capFields, c.field) < slices.Index(capFields, w.facts.CapField) {
+			w.facts.CapField = c.field
+		}
+	}
+	for _, c := range w.caps {
+		i := slices.IndexFunc(w.top, func(m member) bool { return m.end == c.end })
+		if i >= 0 && c.value > w.facts.OutputCap {
+			w.top[i].with, w.top[i].why = strconv.FormatInt(w.facts.OutputCap, 10), "smallest cap"
 		}
 	}
 }

@@ -79,17 +79,14 @@ func Read(r Request, lim Limits) (*Doc, verdict.Verdict) {
 	if r.Operation == nil {
 		return nil, verdict.Refuse(verdict.UnknownOperation, fmt.Errorf("no operation was given"))
 	}
-	var d *Doc
-	var err error
-	switch r.Operation.Request {
-	case vllm.NoBody:
+	d, err := (*Doc)(nil), fmt.Errorf("operation %q has no table of fields for its %q body", r.Operation.ID, r.Operation.Request)
+	switch known := r.Table != nil && r.Table.Body != nil; {
+	case r.Operation.Request == vllm.NoBody:
 		d, err = readNothing(r)
-	case vllm.JSONBody:
+	case r.Operation.Request == vllm.JSONBody && known:
 		d, err = readJSON(r, lim)
-	case vllm.FormBody:
+	case r.Operation.Request == vllm.FormBody && known:
 		d, err = readForm(r, lim)
-	default:
-		err = refuse(verdict.InternalError, fmt.Errorf("operation %q has an unknown kind of body %q", r.Operation.ID, r.Operation.Request))
 	}
 	if err != nil {
 		return nil, asVerdict(err)
@@ -126,31 +123,25 @@ func (d *Doc) Close() error {
 
 // readNothing accepts the absence of a body: vLLM reads none here, so any byte could only be meant for somebody else.
 func readNothing(r Request) (*Doc, error) {
-	if r.Length > 0 {
-		return nil, badBody("", 0, "this operation takes no body")
-	}
-	if r.Body == nil {
+	if r.Length == 0 || r.Body == nil {
 		return &Doc{}, nil
 	}
-	var one [1]byte
-	switch n, err := io.ReadFull(r.Body, one[:]); {
+	source := &counted{body: r.Body, length: -1, limit: 1}
+	switch n, err := io.ReadFull(source, make([]byte, 1)); {
 	case n > 0:
-		return nil, badBody("", 0, "this operation takes no body")
+		return nil, badBody("", -1, "this operation takes no body")
 	case err != io.EOF:
-		return nil, readError(err)
+		return nil, source.failure(err)
 	}
 	return &Doc{}, nil
 }
 
 // readJSON reads a JSON body.
 func readJSON(r Request, lim Limits) (*Doc, error) {
-	if r.Table == nil || r.Table.Body == nil {
-		return nil, refuse(verdict.InternalError, fmt.Errorf("operation %q has no table of fields", r.Operation.ID))
-	}
-	if err := checkJSONType(r.ContentType, r.ContentEncoding); err != nil {
+	if _, err := checkType(r, "application/json"); err != nil {
 		return nil, err
 	}
-	body, err := readAll(r.Body, r.Length, lim.MaxJSONBytes)
+	body, err := readAll(r, lim.MaxJSONBytes)
 	if err != nil {
 		return nil, err
 	}

@@ -1,24 +1,27 @@
 package inspect
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"mime"
 	"mime/multipart"
 	"net/textproto"
+	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
 
-	"github.com/vallum/vallum/internal/policy"
 	"github.com/vallum/vallum/internal/verdict"
 	"github.com/vallum/vallum/internal/vllm"
 )
 
 // A form is parsed whole and built anew, never passed on: Go's parser and Starlette's (python-multipart) disagree on
 // duplicate parameters, name*, transfer encodings, repeated headers and line ends, so whatever bytes went up, they
-// could mean something else there.
+// could mean something else there. In between its text fields are a JSON object, so that one set of rules holds.
 
 // Bounds on the parts of a form that have nothing to do with its size.
 const (
@@ -29,278 +32,213 @@ const (
 
 // form is a multipart body as it was understood.
 type form struct {
-	shape  *vllm.Shape
-	limits Limits
-	dir    string
-	size   int64 // bytes of the caller's body
-	text   int64 // bytes of text fields so far
-	fields []formField
-	seen   map[string]bool
-	file   *formFile
-	facts  policy.Facts
-	inputs int64
+	*document           // its text fields
+	file      *formFile // nil when there is none
+	size      int64     // bytes of the caller's body
 }
 
-// formField is a text field that may go up.
-type formField struct {
-	name, value string
-	written     bool // only an edit sends it up, with its own value
+// formReader reads a form.
+type formReader struct {
+	form
+	request Request
+	limits  Limits
+	source  *counted
+	text    int64    // bytes of text fields so far
+	names   []string // of text fields, in order
+	values  map[string][]jsontext.Value
 }
 
-// readForm reads a form.
 func readForm(r Request, lim Limits) (*Doc, error) {
-	if r.Table == nil || r.Table.Body == nil {
-		return nil, refuse(verdict.InternalError, fmt.Errorf("operation %q has no table of fields", r.Operation.ID))
-	}
-	boundary, err := formBoundary(r.ContentType, r.ContentEncoding)
+	params, err := checkType(r, "multipart/form-data")
 	if err != nil {
 		return nil, err
 	}
-	if r.Length > lim.MaxFormBytes {
-		return nil, tooLarge(lim.MaxFormBytes)
+	boundary := params["boundary"]
+	if boundary == "" || len(boundary) > maxBoundary {
+		return nil, badBody("Content-Type", -1, fmt.Sprintf("a boundary of 1 to %d characters is needed", maxBoundary))
 	}
-	if r.Body == nil || r.Length == 0 {
-		return nil, badBody("", 0, "the body is empty; a form is needed")
+	source, err := count(r, lim.MaxFormBytes)
+	if err != nil {
+		return nil, err
 	}
-	source := &counted{body: r.Body, length: r.Length, limit: lim.MaxFormBytes}
-	f := &form{shape: r.Table.Body, limits: lim, dir: r.SpoolDir, seen: map[string]bool{}}
-	if err := f.read(multipart.NewReader(source, boundary), source); err != nil {
+	f := &formReader{request: r, limits: lim, source: source, values: map[string][]jsontext.Value{}}
+	if err := f.read(multipart.NewReader(source, boundary)); err != nil {
 		return nil, errors.Join(source.failure(err), f.close())
 	}
-	f.size = source.n
-	f.settle()
-	return &Doc{facts: f.facts, form: f}, nil
-}
-
-// formBoundary reads the one parameter of the content type that matters.
-func formBoundary(types, encodings []string) (string, error) {
-	if err := identity(encodings); err != nil {
-		return "", err
-	}
-	media, params, err := mediaType(types)
+	d, err := parseJSON(f.object(), r.Table.Body, lim)
 	if err != nil {
-		return "", err
+		var in *refusal
+		if errors.As(err, &in) {
+			in.at = -1 // a position in our own object would say nothing
+		}
+		return nil, errors.Join(err, f.close())
 	}
-	boundary := params["boundary"]
-	switch {
-	case media != "multipart/form-data":
-		return "", badType(media, "multipart/form-data is needed")
-	case boundary == "" || len(boundary) > maxBoundary:
-		return "", badType(boundary, fmt.Sprintf("a boundary of 1 to %d characters is needed", maxBoundary))
-	}
-	return boundary, nil
-}
-
-// counted counts a form's bytes, and remembers why reading failed: the multipart reader hides it.
-type counted struct {
-	body             io.Reader
-	n, length, limit int64
-	err              error
-}
-
-func (c *counted) Read(p []byte) (int, error) {
-	if c.err != nil {
-		return 0, c.err
-	}
-	n, err := c.body.Read(p)
-	c.n += int64(n)
-	switch {
-	case c.n > c.limit:
-		n, err = 0, ErrTooLarge
-	case c.length >= 0 && c.n > c.length:
-		n, err = 0, errors.New("the body is longer than its Content-Length")
-	case err == io.EOF && c.length >= 0 && c.n < c.length:
-		err = io.ErrUnexpectedEOF
-	}
-	c.err = err
-	return n, err
-}
-
-// failure is the refusal when parsing ended with err: what the connection did comes before what the form is.
-func (c *counted) failure(err error) error {
-	if c.err != nil && c.err != io.EOF {
-		return readError(c.err)
-	}
-	return err
+	d.facts.BodyBytes = source.n
+	d.form, d.json = &form{document: d.json, file: f.file, size: source.n}, nil
+	return d, nil
 }
 
 // read takes the parts one by one.
-func (f *form) read(parts *multipart.Reader, source *counted) error {
+func (f *formReader) read(parts *multipart.Reader) error {
 	for n := 0; ; n++ {
 		part, err := parts.NextRawPart()
 		if err == io.EOF {
 			break
 		}
 		if err != nil {
-			return badBody("", int(source.n), "not a well-formed multipart/form-data body")
+			return f.fault("", "not a well-formed multipart/form-data body")
 		}
 		if n >= f.limits.MaxParts {
-			return badBody("", int(source.n), fmt.Sprintf("the form has more than %d parts", f.limits.MaxParts))
+			return f.fault("", fmt.Sprintf("the form has more than %d parts", f.limits.MaxParts))
 		}
-		if err := f.part(part, int(source.n)); err != nil {
+		if err := f.part(part); err != nil {
 			return err
 		}
 	}
-	if _, err := io.Copy(io.Discard, source); err != nil { // what follows the last boundary is nobody's
-		return readError(err)
+	_, err := io.Copy(io.Discard, f.source) // what follows the last boundary is nobody's
+	return err
+}
+
+// fault refuses the form. The position is near the fault: the reader buffers.
+func (f *formReader) fault(pointer, what string) error {
+	return badBody(pointer, int(f.source.n), what)
+}
+
+// part reads one part.
+func (f *formReader) part(part *multipart.Part) error {
+	name, filename, isFile, fault := partHead(part.Header)
+	if fault != "" {
+		return f.fault("", fault)
 	}
+	pointer := printable(string(jsontext.Pointer("").AppendToken(name)))
+	field := f.request.Table.Body.Fields[name]
+	known := field != nil && field.Action != vllm.Drop
+	list := known && field.Shape != nil && field.Shape.Kind == vllm.Array
+	wantsFile := known && field.Shape != nil && field.Shape.Kind == vllm.File
+	switch {
+	case wantsFile && f.file != nil, known && !list && f.values[name] != nil:
+		return f.fault(pointer, "this field stands twice in the form")
+	case wantsFile && !isFile:
+		return f.fault(pointer, "must be a file, with a file name")
+	case wantsFile:
+		f.file = &formFile{name: name, extension: extension(filename)}
+		return f.partFault(f.file.fill(part, f.limits.SpoolAbove, f.request.SpoolDir), pointer)
+	case !known:
+		f.add(name, jsontext.Value(`""`))
+		_, err := io.Copy(io.Discard, part)
+		return f.partFault(err, pointer)
+	case isFile:
+		return f.fault(pointer, "must be text, without a file name")
+	}
+	text, err := io.ReadAll(io.LimitReader(part, maxText+1))
+	if f.text += int64(len(text)); err != nil {
+		return f.partFault(err, pointer)
+	}
+	if f.text > maxText || !utf8.Valid(text) {
+		return f.fault(pointer, fmt.Sprintf("text must be UTF-8, and all text of the form together at most %d bytes", maxText))
+	}
+	f.add(name, literal(field.Shape, string(text)))
 	return nil
 }
 
-// part reads one part. at is a position near it: the reader buffers.
-func (f *form) part(part *multipart.Part, at int) error {
-	d, err := partHead(part.Header)
-	if err != nil {
-		return badBody("", at, err.Error())
-	}
-	pointer := printable(string(jsontext.Pointer("").AppendToken(d.name)))
-	field := f.shape.Fields[d.name]
-	if field == nil || field.Action == vllm.Drop {
-		f.leaveOut(field, pointer, d.name)
-		_, err := io.Copy(io.Discard, part)
-		return partFault(err, pointer, at)
-	}
-	list := field.Shape != nil && field.Shape.Kind == vllm.Array
-	if f.seen[d.name] && !list {
-		return badBody(pointer, at, "this field stands twice in the form")
-	}
-	f.seen[d.name] = true
-	isFile := field.Shape != nil && field.Shape.Kind == vllm.File
-	if isFile != d.file {
-		return badBody(pointer, at, "must be "+map[bool]string{true: "a file, with a file name", false: "text, without a file name"}[isFile])
-	}
-	if isFile {
-		f.file = &formFile{name: d.name, extension: extension(d.filename)}
-		if err := f.file.fill(part, f.limits.SpoolAbove, f.dir); err != nil {
-			return partFault(err, pointer, at)
-		}
-		return nil
-	}
-	value, err := io.ReadAll(io.LimitReader(part, maxText+1))
-	if err != nil {
-		return partFault(err, pointer, at)
-	}
-	if f.text += int64(len(value)); f.text > maxText {
-		return badBody(pointer, at, fmt.Sprintf("the form's text fields may have %d bytes at most", maxText))
-	}
-	return f.value(field, string(value), pointer, at)
-}
-
-// leaveOut notes a part that does not go up.
-func (f *form) leaveOut(field *vllm.Field, pointer, name string) {
-	switch {
-	case f.seen[name]:
-	case field == nil:
-		note(&f.facts.UnknownKeys, pointer)
-	default:
-		note(&f.facts.Dropped, pointer)
-	}
-	f.seen[name] = true
-}
-
-func partFault(err error, pointer string, at int) error {
+// partFault is the refusal for a part that could not be read to its end; a full disk is not the caller's fault.
+func (f *formReader) partFault(err error, pointer string) error {
+	var disk *fs.PathError
 	var r *refusal
-	if err == nil || errors.As(err, &r) {
+	switch {
+	case err == nil || errors.As(err, &r):
 		return err
+	case errors.As(err, &disk):
+		return refuse(verdict.Busy, fmt.Errorf("spooling a form: %w", err))
 	}
-	return badBody(pointer, at, "the part does not end with the form's boundary")
+	return f.fault(pointer, "the part does not end with the form's boundary")
 }
 
-// disposition is what a part's Content-Disposition says.
-type disposition struct {
-	name, filename string
-	file           bool
+// add remembers a text field, for object. What does not go up anyway is kept once.
+func (f *formReader) add(name string, value jsontext.Value) {
+	if f.values[name] == nil {
+		f.names = append(f.names, name)
+	}
+	f.values[name] = append(f.values[name], value)
 }
 
-// partHead reads a part's headers. Its errors are in our words, for the caller.
-func partHead(header textproto.MIMEHeader) (disposition, error) {
+// object is the text fields as a JSON object.
+func (f *formReader) object() []byte {
+	all := []byte{'{'}
+	for i, name := range f.names {
+		if i > 0 {
+			all = append(all, ',')
+		}
+		all = append(quoted(all, name), ':')
+		if field := f.request.Table.Body.Fields[name]; field == nil || field.Shape == nil || field.Shape.Kind != vllm.Array {
+			all = append(all, f.values[name][0]...)
+			continue
+		}
+		list := slices.DeleteFunc(f.values[name], func(v jsontext.Value) bool { return v.Kind() == 'n' })
+		all = append(append(append(all, '['), bytes.Join(asBytes(list), []byte{','})...), ']')
+	}
+	return append(all, '}')
+}
+
+func asBytes(list []jsontext.Value) (all [][]byte) {
+	for _, v := range list {
+		all = append(all, v)
+	}
+	return all
+}
+
+// literal is a form's text as the JSON that its field's shape expects; what does not look like it becomes a string,
+// which the shape then refuses. An empty text counts as absent, as in FastAPI's forms.
+func literal(s *vllm.Shape, text string) jsontext.Value {
+	if s != nil && s.Kind == vllm.Array {
+		s = s.Elem
+	}
+	if text == "" {
+		return jsontext.Value("null")
+	}
+	as := jsontext.Value(text)
+	if lower := strings.ToLower(text); lower == "true" || lower == "false" {
+		as = jsontext.Value(lower) // requests sends str(True)
+	}
+	arms := []*vllm.Shape{s}
+	if s != nil && s.Kind == vllm.Union {
+		arms = s.Any
+	}
+	for _, one := range arms {
+		if as.IsValid() && (one == nil || one.Kind != vllm.String && fits(one.Kind, as.Kind())) && as.Kind() != 'n' {
+			return as
+		}
+	}
+	return quoted(nil, text)
+}
+
+// partHead reads a part's headers: its field, and whether it is a file. fault is in our words, for the caller.
+func partHead(header textproto.MIMEHeader) (name, filename string, isFile bool, fault string) {
 	if len(header) > maxPartHeaders {
-		return disposition{}, fmt.Errorf("a part may have %d headers at most", maxPartHeaders)
+		return "", "", false, fmt.Sprintf("a part may have %d headers at most", maxPartHeaders)
 	}
-	for name, values := range header {
+	for _, values := range header {
 		if len(values) > 1 {
-			return disposition{}, errors.New("a header stands twice in one part")
+			return "", "", false, "a header stands twice in one part"
 		}
-		if name == "Content-Transfer-Encoding" {
-			return disposition{}, errors.New("a part must not have a transfer encoding")
-		}
+	}
+	if header.Get("Content-Transfer-Encoding") != "" {
+		return "", "", false, "a part must not have a transfer encoding"
 	}
 	if value := header.Get("Content-Type"); value != "" {
 		media, params, err := mime.ParseMediaType(value)
-		charset := params["charset"]
-		switch {
-		case err != nil:
-			return disposition{}, errors.New("a part's Content-Type is no media type")
-		case strings.HasPrefix(media, "multipart/"), strings.HasPrefix(media, "message/"):
-			return disposition{}, errors.New("a part must not be a form itself")
-		case charset != "" && !strings.EqualFold(charset, "utf-8") && !strings.EqualFold(charset, "us-ascii"):
-			return disposition{}, errors.New("a part's charset must be UTF-8")
+		charset := strings.ToLower(params["charset"])
+		if err != nil || strings.HasPrefix(media, "multipart/") || charset != "" && charset != "utf-8" && charset != "us-ascii" {
+			return "", "", false, "a part's Content-Type must be a media type in UTF-8, and no form itself"
 		}
 	}
-	return parseDisposition(header.Get("Content-Disposition"))
-}
-
-// parseDisposition reads form-data with its parameters (RFC 7578 §4.2). mime.ParseMediaType would fold name* into name.
-func parseDisposition(value string) (d disposition, err error) {
-	kind, rest, _ := strings.Cut(value, ";")
-	if !strings.EqualFold(strings.TrimSpace(kind), "form-data") {
-		return d, errors.New("a part's Content-Disposition must be form-data")
+	disposition := header.Get("Content-Disposition")
+	kind, params, err := mime.ParseMediaType(disposition) // it refuses repeated parameters
+	// It also folds name*=utf-8''x and name*0=x into name (RFC 2231), which Starlette does not: RFC 7578 §4.2 forbids them.
+	bare := strings.NewReplacer(" ", "", "\t", "").Replace(strings.ToLower(disposition))
+	if err != nil || kind != "form-data" || params["name"] == "" || strings.Contains(bare, ";name*") {
+		return "", "", false, `a part needs Content-Disposition: form-data; name="…", each parameter once`
 	}
-	seen := map[string]bool{}
-	for rest = strings.TrimSpace(rest); rest != ""; {
-		var key, text string
-		var ok bool
-		if key, text, rest, ok = cutParameter(rest); !ok || seen[key] {
-			return d, errors.New("a part's Content-Disposition is not well formed, or repeats a parameter")
-		}
-		seen[key] = true
-		switch key {
-		case "name":
-			d.name = text
-		case "filename":
-			d.filename, d.file = text, true
-		case "filename*": // some clients' only form; the name itself is not used
-			d.file = true
-		default:
-			if strings.HasPrefix(key, "name*") || strings.HasPrefix(key, "filename*") {
-				return d, errors.New("a part's name must be given as name=")
-			}
-		}
-	}
-	if d.name == "" {
-		return d, errors.New("a part needs a name")
-	}
-	return d, nil
-}
-
-// cutParameter takes key=value, or key="value", from the front of what follows a semicolon.
-func cutParameter(s string) (key, value, rest string, ok bool) {
-	key, s, ok = strings.Cut(s, "=")
-	key, s = strings.ToLower(strings.TrimSpace(key)), strings.TrimSpace(s)
-	if !ok || key == "" || strings.ContainsAny(key, "; \t\"") {
-		return "", "", "", false
-	}
-	if !strings.HasPrefix(s, `"`) {
-		value, rest, _ = strings.Cut(s, ";")
-		value = strings.TrimSpace(value)
-		return key, value, strings.TrimSpace(rest), value != "" && !strings.ContainsAny(value, "\" \t")
-	}
-	var text strings.Builder
-	for i := 1; i < len(s); i++ {
-		switch {
-		case s[i] == '\\' && i+1 < len(s) && (s[i+1] == '"' || s[i+1] == '\\'):
-			i++
-			text.WriteByte(s[i])
-		case s[i] == '"':
-			rest = strings.TrimSpace(s[i+1:])
-			if rest == "" {
-				return key, text.String(), "", true
-			}
-			after, more := strings.CutPrefix(rest, ";")
-			return key, text.String(), strings.TrimSpace(after), more
-		default:
-			text.WriteByte(s[i])
-		}
-	}
-	return "", "", "", false
+	filename, isFile = params["filename"]
+	return params["name"], filename, isFile, ""
 }

@@ -93,15 +93,12 @@ func TestFormsAreRebuilt(t *testing.T) {
 		t.Errorf("facts\n %+v, want\n %+v", f, want)
 	}
 	got := parts(t, mustRewrite(t, d, policy.Edit{Name: "model", Pointer: "/model", Value: `"large-v3\n"`}, policy.Edit{Name: "output_cap", Pointer: "/max_completion_tokens", Value: `5`}))
-	if up := []string{"temperature||0", "stream||true", "n||2", "timestamp_granularities[]||word", "timestamp_granularities[]||segment",
-		"max_completion_tokens||5", "model||large-v3\n", "file|audio.wav|RIFF\r\n--XX-not a boundary\x00\xff"}; !slices.Equal(got, up) {
+	if up := []string{"model||large-v3\n", "temperature||0", "stream||true", "n||2", "timestamp_granularities[]||word", "timestamp_granularities[]||segment",
+		"max_completion_tokens||5", "file|audio.wav|RIFF\r\n--XX-not a boundary\x00\xff"}; !slices.Equal(got, up) {
 		t.Errorf("goes up as\n %q, want\n %q", got, up)
 	}
 	if got := parts(t, mustRewrite(t, d)); slices.ContainsFunc(got, func(p string) bool { return strings.HasPrefix(p, "model|") }) {
 		t.Errorf("the caller's model goes up: %q", got)
-	}
-	if b, err := d.Rewrite([]policy.Edit{{Pointer: "/a\"b", Value: "1"}}); err == nil {
-		t.Errorf("a field name with a quote is written: %q", b.Bytes)
 	}
 }
 
@@ -136,7 +133,7 @@ func TestAttackFormsAreRefused(t *testing.T) {
 		"padded integer":         {formRequest(t, field("n", "01")), verdict.BadBody, "/n"},
 		"too many choices":       {formRequest(t, field("n", "9")), verdict.BadBody, "/n"},
 		"arguments for plugins":  {formRequest(t, field("vllm_xargs", `{"kv_transfer_params":{}}`)), verdict.ForbiddenParameter, "/vllm_xargs"},
-		"list too long":          {formRequest(t, field("timestamp_granularities[]", "word"), field("timestamp_granularities[]", "word"), field("timestamp_granularities[]", "word")), verdict.BadBody, "/timestamp_granularities[]"},
+		"list too long":          {formRequest(t, field("timestamp_granularities[]", "word"), field("timestamp_granularities[]", "word"), field("timestamp_granularities[]", "word")), verdict.BadBody, "/timestamp_granularities[]/2"},
 		"parts":                  {formRequest(t, slices.Repeat([]part{field("zz", "1")}, 65)...), verdict.BadBody, ""},
 		"no end":                 {rawForm(t, "--XX\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\na"), verdict.BadBody, "/model"},
 		"no form":                {rawForm(t, "{}"), verdict.BadBody, ""},

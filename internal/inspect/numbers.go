@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 
 	"github.com/vallum/vallum/internal/vllm"
 )
@@ -85,66 +86,32 @@ func checkNumber(s *vllm.Shape, literal []byte) bool {
 	return err == nil && !math.IsNaN(f) && f >= float64(s.Min) && f <= float64(s.Max)
 }
 
-// wanted says what a shape accepts, in words.
-func wanted(s *vllm.Shape) string {
-	switch s.Kind {
-	case vllm.String:
-		return wantedString(s)
-	case vllm.Integer:
-		return "an integer" + between(s)
-	case vllm.Number:
-		return "a number" + between(s)
-	case vllm.Boolean:
-		return "true or false"
-	case vllm.Object, vllm.Map, vllm.Choice:
-		return "an object"
-	case vllm.Array:
-		return "a list"
-	case vllm.Free:
-		return "a JSON value"
-	case vllm.Union:
-		var all []byte
-		for i, one := range s.Any {
-			if i > 0 {
-				all = append(all, " or "...)
-			}
-			all = append(all, wanted(one)...)
-		}
-		return string(all)
-	}
-	return "absent"
+// kindWords say what a shape accepts.
+var kindWords = [...]string{
+	vllm.String: "a string", vllm.Integer: "an integer", vllm.Number: "a number", vllm.Boolean: "true or false", vllm.Object: "an object",
+	vllm.Map: "an object", vllm.Choice: "an object", vllm.Array: "a list", vllm.Free: "a JSON value", vllm.Union: "one of several types", vllm.File: "a file",
 }
 
-// between says a range; an end that is the end of int64 is no end.
-func between(s *vllm.Shape) string {
+// wanted says what a shape accepts, with its range or its values; an end that is the end of int64 is no end.
+func wanted(s *vllm.Shape) string {
 	low, high := s.Bounded && s.Min > math.MinInt64, s.Bounded && s.Max < math.MaxInt64
 	switch {
 	case low && high:
-		return fmt.Sprintf(" from %d to %d", s.Min, s.Max)
+		return fmt.Sprintf("%s from %d to %d", kindWords[s.Kind], s.Min, s.Max)
 	case low:
-		return fmt.Sprintf(" of at least %d", s.Min)
+		return fmt.Sprintf("%s of at least %d", kindWords[s.Kind], s.Min)
 	case high:
-		return fmt.Sprintf(" of at most %d", s.Max)
+		return fmt.Sprintf("%s of at most %d", kindWords[s.Kind], s.Max)
 	case s.Kind == vllm.Integer:
-		return " of 64 bits"
-	}
-	return ""
-}
-
-func wantedString(s *vllm.Shape) string {
-	const most = 12 // names in one sentence
-	if len(s.Enum) == 0 {
-		return "a string"
-	}
-	all := []byte("one of ")
-	for i, one := range s.Enum {
-		if i == most {
-			return string(append(all, ", …"...))
+		return "an integer of 64 bits"
+	case len(s.Enum) > 0:
+		return "one of " + strings.Join(s.Enum, ", ")
+	case s.Kind == vllm.Union:
+		arms := make([]string, len(s.Any))
+		for i, one := range s.Any {
+			arms[i] = wanted(one)
 		}
-		if i > 0 {
-			all = append(all, ", "...)
-		}
-		all = strconv.AppendQuote(all, one)
+		return strings.Join(arms, " or ")
 	}
-	return string(all)
+	return kindWords[s.Kind]
 }

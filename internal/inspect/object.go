@@ -75,6 +75,7 @@ func (w *walker) object(s *vllm.Shape, t tags) error {
 		if count++; count > most {
 			return w.mismatch(fmt.Sprintf("the object may have %d members at most", most))
 		}
+		mark := len(w.cuts)
 		m, err := w.member(s, &t)
 		if err != nil {
 			return err
@@ -83,8 +84,7 @@ func (w *walker) object(s *vllm.Shape, t tags) error {
 			list = append(list, m)
 			continue
 		}
-		seq.add(&w.cuts, m.start, m.end, m.why)
-		if err := w.checkCuts(); err != nil {
+		if err := w.take(&seq, m.start, mark, m.why); err != nil {
 			return err
 		}
 	}
@@ -111,29 +111,23 @@ func (w *walker) member(s *vllm.Shape, t *tags) (m member, err error) {
 	name := w.text(raw)
 	kind := w.dec.PeekKind()
 	m.value = w.next()
-	mark := len(w.cuts)
 	w.kidsOpen, w.kids = 0, nil
 	chosen, isTag := t.named(name)
-	switch {
-	case kind == 'n' && (s.Kind != vllm.Map || s.Elem == nil || s.Elem.Kind != vllm.Free):
+	f := row(s, name)
+	if f == nil && isTag {
+		f = tagField
+	}
+	if kind == 'n' && (s.Kind != vllm.Map || s.Elem == nil || s.Elem.Kind != vllm.Free) {
 		_, err = w.skip()
-		m.why = "null"
-	case isTag && s.Fields[string(name)] == nil:
-		_, err = w.skip()
-	case s.Kind == vllm.Map:
-		m.why, err = w.mapped(s, name)
-	default:
-		m.why, err = w.field(s.Fields[string(name)])
+		m.why, isTag = "null", false
+	} else {
+		m.why, err = w.field(f, tags{})
 	}
 	if err != nil {
 		return m, err
 	}
-	if m.end = int(w.dec.InputOffset()); m.why != "" {
-		w.cuts = w.cuts[:mark]
-	} else {
-		m.open, m.kids = w.kidsOpen, w.kids
-	}
-	if isTag && kind != 'n' {
+	m.end, m.open, m.kids = int(w.dec.InputOffset()), w.kidsOpen, w.kids
+	if isTag {
 		return m, w.checkTag(m, chosen)
 	}
 	return m, nil
@@ -148,58 +142,50 @@ func (w *walker) text(raw []byte) []byte {
 	return w.scratch
 }
 
-// mapped reads a value of a Map.
-func (w *walker) mapped(s *vllm.Shape, name []byte) (why string, err error) {
-	if len(s.Names) > 0 && !slices.Contains(s.Names, string(name)) {
-		return w.field(nil)
+// tagField is the row of a tag that its shape does not name.
+var tagField = &vllm.Field{Action: vllm.Pass, Shape: &vllm.Shape{Kind: vllm.String}}
+
+// row is what the shape says about a member; nil when it names none.
+func row(s *vllm.Shape, name []byte) *vllm.Field {
+	if s.Kind != vllm.Map {
+		return s.Fields[string(name)]
 	}
-	return w.value(s.Elem, vllm.NoFact)
+	if len(s.Names) > 0 && !slices.Contains(s.Names, string(name)) {
+		return nil
+	}
+	return &vllm.Field{Action: vllm.Pass, Shape: s.Elem}
 }
 
-// field reads a member's value as its row of the table says; no row is an unknown field.
-func (w *walker) field(f *vllm.Field) (why string, err error) {
+// field reads a value as its row of the table says; no row is an unknown field.
+func (w *walker) field(f *vllm.Field, t tags) (why string, err error) {
+	if f != nil && (f.Action == vllm.Pass || f.Action == vllm.Write) {
+		return w.passed(f, t)
+	}
+	raw, err := w.skip()
 	switch {
+	case err != nil:
+		return "", err
 	case f == nil:
-		if _, err := w.skip(); err != nil {
-			return "", err
-		}
 		note(&w.facts.UnknownKeys, w.pointer())
 		return "unknown", nil
 	case f.Action == vllm.Drop:
-		if _, err := w.skip(); err != nil {
-			return "", err
-		}
 		note(&w.facts.Dropped, w.pointer())
 		return "dropped", nil
-	case f.Action == vllm.Pass:
-		return w.passed(f)
-	case f.Action == vllm.Write:
-		if f.Shape == nil {
-			_, err = w.skip()
-		} else {
-			_, err = w.passed(f)
-		}
-		return "written", err
-	}
-	raw, err := w.skip()
-	if err != nil {
-		return "", err
-	}
-	if !isDefault(raw, f.Equal) {
+	case !isDefault(raw, f.Equal):
 		return "", forbidden(f, w.pointer(), int(w.dec.InputOffset())-len(raw))
 	}
 	return "default", nil
 }
 
-// passed reads a field that goes up if its shape holds.
-func (w *walker) passed(f *vllm.Field) (why string, err error) {
-	if f.Fact != vllm.FactOutputCap {
-		return w.value(f.Shape, f.Fact)
-	}
+// passed reads a field whose value counts; the gateway writes its own over what is Write.
+func (w *walker) passed(f *vllm.Field, t tags) (why string, err error) {
 	before := len(w.caps)
-	why, err = w.value(f.Shape, f.Fact)
-	if len(w.caps) > before {
+	why, err = w.value(f.Shape, f.Fact, t)
+	if len(w.caps) > before && f.Fact == vllm.FactOutputCap {
 		w.caps[before].field, w.caps[before].end = f.Name, int(w.dec.InputOffset())
+	}
+	if f.Action == vllm.Write {
+		why = "written"
 	}
 	return why, err
 }

@@ -1,6 +1,7 @@
 package inspect
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -16,131 +17,111 @@ var ErrTooLarge = errors.New("the body is larger than its reader allows")
 // ErrBusy is what a body's reader returns when there is no memory for more bodies: the answer is busy.
 var ErrBusy = errors.New("there is no room to buffer the body")
 
+// counted is a body's reader with its cap and its declared length. It remembers why reading failed, which parsers hide.
+type counted struct {
+	body             io.Reader
+	n, length, limit int64
+	err              error
+}
+
+// count begins to read a body of at most limit bytes.
+func count(r Request, limit int64) (*counted, error) {
+	if r.Length > limit {
+		return nil, tooLarge(limit)
+	}
+	if r.Body == nil || r.Length == 0 {
+		return nil, badBody("", -1, "the body is empty")
+	}
+	return &counted{body: r.Body, length: r.Length, limit: limit}, nil
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	if c.err != nil {
+		return 0, c.err
+	}
+	n, err := c.body.Read(p)
+	c.n += int64(n)
+	switch {
+	case c.n > c.limit:
+		n, err = 0, tooLarge(c.limit)
+	case c.length >= 0 && c.n > c.length:
+		n, err = 0, badBody("", -1, "the body is longer than its Content-Length")
+	case err == io.EOF && c.n < c.length:
+		err = io.ErrUnexpectedEOF
+	}
+	c.err = err
+	return n, err
+}
+
+// failure is why reading failed, or else err: what the connection did comes before what a parser made of it.
+func (c *counted) failure(err error) error {
+	var timeout interface{ Timeout() bool }
+	var r *refusal
+	switch {
+	case c.err == nil || c.err == io.EOF:
+		return err
+	case errors.As(c.err, &r):
+		return r
+	case errors.Is(c.err, ErrTooLarge):
+		return refuse(verdict.BodyTooLarge, c.err)
+	case errors.Is(c.err, ErrBusy):
+		return refuse(verdict.Busy, c.err)
+	case errors.As(c.err, &timeout) && timeout.Timeout():
+		return refuse(verdict.BodyTimeout, c.err)
+	}
+	return &refusal{reason: verdict.BadBody, cause: fmt.Errorf("reading the body: %w", c.err), at: int(c.n), what: "the body ends before its declared length"}
+}
+
 // firstBuffer is how many declared bytes are believed before any has arrived.
 const firstBuffer = 1 << 20
 
-// maxIdle is how often a reader may give nothing at all before it counts as broken.
-const maxIdle = 100
-
-// readAll reads a whole body of at most limit bytes.
-func readAll(r io.Reader, length, limit int64) ([]byte, error) {
-	if length > limit {
-		return nil, tooLarge(limit)
+// readAll reads a whole JSON body.
+func readAll(r Request, limit int64) ([]byte, error) {
+	source, err := count(r, limit)
+	if err != nil {
+		return nil, err
 	}
-	if r == nil || length == 0 {
-		return nil, badBody("", 0, "the body is empty; a JSON object is needed")
+	var body bytes.Buffer
+	body.Grow(int(min(max(r.Length, 0), firstBuffer)) + bytes.MinRead) // room for the last Read, which says EOF
+	if _, err := body.ReadFrom(source); err != nil {
+		return nil, source.failure(err)
 	}
-	size := int64(8 << 10)
-	if length > 0 {
-		size = min(length, firstBuffer) + 1 // one more, so that the last Read can say EOF
+	if body.Len() == 0 {
+		return nil, badBody("", -1, "the body is empty")
 	}
-	body := make([]byte, 0, size)
-	for idle := 0; ; {
-		if len(body) == cap(body) {
-			grown := make([]byte, len(body), min(2*int64(cap(body)), limit+1))
-			copy(grown, body)
-			body = grown
-		}
-		n, err := r.Read(body[len(body):cap(body)])
-		body = body[:len(body)+n]
-		if idle++; n > 0 {
-			idle = 0
-		}
-		switch {
-		case idle > maxIdle && err == nil:
-			return nil, readError(io.ErrNoProgress)
-		case int64(len(body)) > limit:
-			return nil, tooLarge(limit)
-		case length >= 0 && int64(len(body)) > length:
-			return nil, badBody("", int(length), "the body is longer than its Content-Length")
-		case errors.Is(err, io.EOF) && length >= 0 && int64(len(body)) < length:
-			return nil, readError(io.ErrUnexpectedEOF)
-		case errors.Is(err, io.EOF) && len(body) == 0:
-			return nil, badBody("", 0, "the body is empty; a JSON object is needed")
-		case errors.Is(err, io.EOF):
-			return body, nil
-		case err != nil:
-			return nil, readError(err)
-		}
-	}
+	return body.Bytes(), nil
 }
 
 func tooLarge(limit int64) error {
-	return &refusal{verdict.Refuse(verdict.BodyTooLarge, fmt.Errorf("the body has more than %d bytes", limit)).Saying("At most %d bytes are accepted.", limit)}
-}
-
-// readError is the refusal for an error of the body's reader: ErrTooLarge, ErrBusy, anything with Timeout() true, or a
-// body that ended early or broke.
-func readError(err error) error {
-	var timeout interface{ Timeout() bool }
-	switch {
-	case errors.Is(err, ErrTooLarge):
-		return refuse(verdict.BodyTooLarge, err)
-	case errors.Is(err, ErrBusy):
-		return refuse(verdict.Busy, err)
-	case errors.As(err, &timeout) && timeout.Timeout():
-		return refuse(verdict.BodyTimeout, err)
-	}
-	return &refusal{verdict.Refuse(verdict.BadBody, fmt.Errorf("reading the body: %w", err)).Saying("The body ended before its declared length.")}
+	return &refusal{reason: verdict.BodyTooLarge, at: -1, what: fmt.Sprintf("at most %d bytes are accepted", limit)}
 }
 
 // single is the one value of a header that may stand only once: proxies differ on which of two they read.
 func single(name string, values []string) (string, error) {
-	switch len(values) {
-	case 0:
-		return "", nil
-	case 1:
-		return values[0], nil
+	if len(values) > 1 {
+		return "", &refusal{reason: verdict.BadHeaders, param: name, at: -1, what: "may stand only once"}
 	}
-	return "", &refusal{verdict.Refuse(verdict.BadHeaders, fmt.Errorf("%d %s headers", len(values), name)).At(name).Saying("%s may stand only once.", name)}
+	return strings.Join(values, ""), nil
 }
 
-// identity refuses content codings: vLLM decodes none, and what is compressed cannot be inspected.
-func identity(encodings []string) error {
-	coding, err := single("Content-Encoding", encodings)
+// checkType wants one media type and no content coding: vLLM decodes none, and what is compressed cannot be inspected.
+func checkType(r Request, want string) (params map[string]string, err error) {
+	coding, err := single("Content-Encoding", r.ContentEncoding)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if coding == "" || strings.EqualFold(strings.TrimSpace(coding), "identity") {
-		return nil
+	if coding != "" && !strings.EqualFold(coding, "identity") {
+		return nil, &refusal{reason: verdict.BadBody, param: "Content-Encoding", at: -1, what: "the body must not be compressed"}
 	}
-	return &refusal{verdict.Refuse(verdict.BadBody, fmt.Errorf("content encoding %.40q", coding)).At("Content-Encoding").Saying("The body must not be compressed.")}
-}
-
-func mediaType(values []string) (string, map[string]string, error) {
-	value, err := single("Content-Type", values)
-	if err != nil {
-		return "", nil, err
+	value, err := single("Content-Type", r.ContentType)
+	if err != nil || value == want {
+		return nil, err
 	}
 	media, params, err := mime.ParseMediaType(value)
-	if err != nil {
-		return "", nil, badType(value, "a media type is needed")
+	charset, ok := params["charset"]
+	if err != nil || media != want || ok && !strings.EqualFold(charset, "utf-8") && !strings.EqualFold(charset, "utf8") {
+		// vLLM ignores the charset and guesses the encoding from the first bytes.
+		return nil, badBody("Content-Type", -1, want+" in UTF-8 is needed")
 	}
-	return media, params, nil
-}
-
-func badType(value, what string) error {
-	return &refusal{verdict.Refuse(verdict.BadBody, fmt.Errorf("content type %.100q", value)).At("Content-Type").Saying("Content-Type: %s.", what)}
-}
-
-// checkJSONType wants application/json in UTF-8, unencoded. vLLM ignores the charset and guesses the encoding from the
-// first bytes, so a charset that is not UTF-8 would be a promise that nobody keeps.
-func checkJSONType(types, encodings []string) error {
-	if err := identity(encodings); err != nil {
-		return err
-	}
-	if len(types) == 1 && types[0] == "application/json" {
-		return nil
-	}
-	media, params, err := mediaType(types)
-	if err != nil {
-		return err
-	}
-	if media != "application/json" {
-		return badType(media, "application/json is needed")
-	}
-	if charset, ok := params["charset"]; ok && !strings.EqualFold(charset, "utf-8") && !strings.EqualFold(charset, "utf8") {
-		return badType(charset, "the charset must be UTF-8")
-	}
-	return nil
+	return params, nil
 }

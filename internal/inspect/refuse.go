@@ -11,52 +11,62 @@ import (
 	"github.com/vallum/vallum/internal/vllm"
 )
 
-// refusal carries a Verdict up the walk as an error.
-type refusal struct{ v verdict.Verdict }
+// refusal is a Verdict on its way up the walk.
+type refusal struct {
+	reason verdict.Reason
+	cause  error  // for the operator; nil when what says it all
+	param  string // a JSON pointer, or a header's name
+	at     int    // the position in bytes; -1 for none
+	what   string // for the caller: our words, catalogue names and numbers, saying what would be right; "" for nothing
+}
 
-func (r *refusal) Error() string { return r.v.Err().Error() }
+func (r *refusal) Error() string { return r.verdict().Err().Error() }
 
-// asVerdict is the way back. An error that is no refusal is a defect, and refuses.
+func (r *refusal) verdict() verdict.Verdict {
+	where := r.what
+	if r.param != "" {
+		where = fmt.Sprintf("%q: %s", r.param, where)
+	}
+	if r.at >= 0 {
+		where = fmt.Sprintf("At byte %d: %s", r.at, where)
+	}
+	if r.what == "" {
+		return verdict.Refuse(r.reason, r.cause).At(r.param)
+	}
+	if r.cause == nil {
+		r.cause = errors.New(where)
+	}
+	return verdict.Refuse(r.reason, r.cause).At(r.param).Saying("%s.", where)
+}
+
+// asVerdict is what Read answers. An error that is no refusal is a defect, and refuses.
 func asVerdict(err error) verdict.Verdict {
 	var r *refusal
 	if errors.As(err, &r) {
-		return r.v
+		return r.verdict()
 	}
 	return verdict.Refuse(verdict.InternalError, err)
 }
 
-func refuse(r verdict.Reason, cause error) error { return &refusal{verdict.Refuse(r, cause)} }
+func refuse(r verdict.Reason, cause error) error { return &refusal{reason: r, cause: cause, at: -1} }
 
-// badBody refuses with bad_body. what is a clause of our words, catalogue names and numbers that says what would be right.
 func badBody(pointer string, at int, what string) error {
-	return &refusal{verdict.Refuse(verdict.BadBody, fmt.Errorf("byte %d, %q: %s", at, pointer, what)).At(pointer).Saying("%s", where(pointer, at, what))}
-}
-
-// where puts position and pointer before a clause. The pointer is the caller's own, bounded and printable.
-func where(pointer string, at int, what string) string {
-	if pointer == "" {
-		return fmt.Sprintf("At byte %d: %s.", at, what)
-	}
-	return fmt.Sprintf("At byte %d, %q: %s.", at, pointer, what)
+	return &refusal{reason: verdict.BadBody, param: pointer, at: at, what: what}
 }
 
 // forbidden refuses a field that the table refuses, with the table's own reason and sentence.
 func forbidden(f *vllm.Field, pointer string, at int) error {
-	reason := verdict.ForbiddenParameter
+	r := &refusal{reason: verdict.ForbiddenParameter, param: pointer, at: at, what: strings.TrimSuffix(f.Why, ".")}
 	if f.Reason != "" {
 		var ok bool
-		if reason, ok = verdict.ReasonOf(f.Reason); !ok {
-			return refuse(verdict.InternalError, fmt.Errorf("field %q: no reason %q", f.Name, f.Reason))
+		if r.reason, ok = verdict.ReasonOf(f.Reason); !ok {
+			return fmt.Errorf("field %q: the table names a reason %q that does not exist", f.Name, f.Reason)
 		}
 	}
-	what := strings.TrimSuffix(f.Why, ".")
-	if what == "" {
-		what = "this value is not accepted"
-	}
 	if len(f.Equal) > 0 {
-		what += " (accepted: absent, null, " + strings.Join(f.Equal, ", ") + ")"
+		r.what += " (accepted: absent, null, " + strings.Join(f.Equal, ", ") + ")"
 	}
-	return &refusal{verdict.Refuse(reason, fmt.Errorf("byte %d, %q: %s", at, pointer, what)).At(pointer).Saying("%s", where(pointer, at, what))}
+	return r
 }
 
 // badSyntax translates the decoder's errors: its own texts quote the caller's bytes.
@@ -66,27 +76,22 @@ func badSyntax(body []byte, err error) error {
 		return badBody("", len(body), "the JSON ends too early")
 	}
 	at := min(int(s.ByteOffset), len(body))
-	return badBody(printable(string(s.JSONPointer)), at, syntaxFault(body, at, s))
-}
-
-func syntaxFault(body []byte, at int, s *jsontext.SyntacticError) string {
+	what := "not strict JSON"
 	switch {
 	case errors.Is(s, jsontext.ErrDuplicateName):
-		return "this member name stands twice in its object"
-	case errors.Is(s, jsontext.ErrNonStringName):
-		return "a member name must be a string"
-	case at >= len(body):
-		return "the JSON ends too early"
+		what = "this member name stands twice in its object"
+	case at == len(body):
+		what = "the JSON ends too early"
 	case body[at] == '\\':
-		return "not a valid escape sequence, or half of a surrogate pair"
+		what = "not a valid escape sequence, or half of a surrogate pair"
 	case body[at] >= 0x80:
-		return "not valid UTF-8"
+		what = "not valid UTF-8"
 	case body[at] < ' ':
-		return "a control character stands unescaped"
+		what = "a control character stands unescaped"
 	case body[at] == 'N', body[at] == 'I', body[at] == '-':
-		return "not a JSON number: NaN and Infinity are not accepted"
+		what = "not a JSON number: NaN and Infinity are not accepted"
 	}
-	return "not strict JSON"
+	return badBody(printable(string(s.JSONPointer)), at, what)
 }
 
 const maxPointer = 128 // bytes of a pointer in facts and messages
@@ -96,13 +101,6 @@ const maxPointer = 128 // bytes of a pointer in facts and messages
 func printable(pointer string) string {
 	if len(pointer) > maxPointer {
 		pointer = pointer[:maxPointer-len("…")] + "…"
-	}
-	clean := true
-	for i := 0; i < len(pointer); i++ {
-		clean = clean && pointer[i] > ' ' && pointer[i] < 0x7f
-	}
-	if clean {
-		return pointer
 	}
 	return strings.Map(func(r rune) rune {
 		if r > ' ' && r < 0x7f || r == '…' {
