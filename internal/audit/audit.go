@@ -7,6 +7,7 @@
 package audit
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -87,29 +88,17 @@ type Options struct {
 }
 
 func (o Options) withDefaults() (Options, error) {
-	switch o.Sync {
-	case "":
-		o.Sync = SyncInterval
-	case SyncInterval, SyncAlways, SyncNone:
-	default:
+	o.Sync = cmp.Or(o.Sync, SyncInterval)
+	if o.Sync != SyncInterval && o.Sync != SyncAlways && o.Sync != SyncNone {
 		return o, fmt.Errorf("audit sync is %q; it can be %q, %q or %q", o.Sync, SyncInterval, SyncAlways, SyncNone)
 	}
 	if o.SyncInterval < 0 || o.MaxSegmentBytes < 0 || o.MaxSegmentAge < 0 || o.Retain < 0 || o.ReserveBytes < 0 {
 		return o, errors.New("audit sizes and durations cannot be negative")
 	}
-	if o.SyncInterval == 0 || o.SyncInterval > checkpointInterval {
-		o.SyncInterval = checkpointInterval
-	}
-	o.SyncInterval = max(o.SyncInterval, minSyncInterval)
-	if o.MaxSegmentBytes == 0 {
-		o.MaxSegmentBytes = DefaultMaxSegmentBytes
-	}
-	if o.MaxSegmentAge == 0 {
-		o.MaxSegmentAge = DefaultMaxSegmentAge
-	}
-	if o.ReserveBytes == 0 {
-		o.ReserveBytes = DefaultReserveBytes
-	}
+	o.SyncInterval = max(minSyncInterval, min(cmp.Or(o.SyncInterval, checkpointInterval), checkpointInterval))
+	o.MaxSegmentBytes = cmp.Or(o.MaxSegmentBytes, DefaultMaxSegmentBytes)
+	o.MaxSegmentAge = cmp.Or(o.MaxSegmentAge, DefaultMaxSegmentAge)
+	o.ReserveBytes = cmp.Or(o.ReserveBytes, DefaultReserveBytes)
 	if o.Now == nil {
 		o.Now = time.Now
 	}

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
@@ -54,9 +55,7 @@ func loadKey(path, origin string, mayCreate bool) (signingKey, error) {
 }
 
 func createKey(path, origin string) (signingKey, error) {
-	if origin == "" {
-		origin = DefaultOrigin
-	}
+	origin = cmp.Or(origin, DefaultOrigin)
 	skey, _, err := note.GenerateKey(rand.Reader, origin)
 	if err != nil {
 		return signingKey{}, fmt.Errorf("making a signing key: %w", err)
@@ -183,14 +182,4 @@ func (n *notary) lastSigned() uint64 {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.signed
-}
-
-func (n *notary) close() error {
-	var errs []error
-	for _, f := range []file{n.open.file, n.sealed.file} {
-		if f != nil {
-			errs = append(errs, f.Close())
-		}
-	}
-	return errors.Join(errs...)
 }

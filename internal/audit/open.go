@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -31,19 +32,12 @@ func Open(dir string, opts Options) (*Log, error) {
 	}
 	l := &Log{dir: dir, opts: opts, lock: lock, quit: make(chan struct{}), sunk: make(chan struct{}), pruneDue: true}
 	if err := l.load(); err != nil {
-		return nil, errors.Join(err, l.notary.close(), closeFile(l.seg), lock.Close())
+		return nil, errors.Join(err, l.closeFiles())
 	}
 	go l.feedSinks()
 	l.done.Add(1)
 	go l.keepHouse()
 	return l, nil
-}
-
-func closeFile(f file) error {
-	if f == nil {
-		return nil
-	}
-	return f.Close()
 }
 
 // load brings the directory into order and the Log to the end of what is there.
@@ -90,11 +84,7 @@ func (l *Log) load() error {
 
 // openNotary reads or makes the key and opens the two files of checkpoints behind their last whole note.
 func (l *Log) openNotary(fsys fs.FS, fresh bool) error {
-	keyFile := l.opts.KeyFile
-	if keyFile == "" {
-		keyFile = filepath.Join(l.dir, keyName)
-	}
-	key, err := loadKey(keyFile, l.opts.Origin, fresh)
+	key, err := loadKey(cmp.Or(l.opts.KeyFile, filepath.Join(l.dir, keyName)), l.opts.Origin, fresh)
 	if err != nil {
 		return err
 	}

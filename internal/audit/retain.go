@@ -13,8 +13,7 @@ import (
 // expired tells how many segments, from the oldest, were sealed longer than retain ago. The last is never among them.
 //
 // Names carry the clock's opinion of the day, and a clock may jump. So opening times in the future of now
-// are passed over; a segment counts as sealed no earlier than any segment up to its successor was
-// opened; and age is measured not from now but from the opening of the last segment but one,
+// are passed over for those of later segments; a segment counts as sealed no earlier than any before it; and age is measured not from now but from the opening of the last segment but one,
 // so that a clock that leaps ahead has to stay there for a whole segment before it deletes anything.
 func expired(list []chain.Segment, now time.Time, retain time.Duration) int {
 	if retain <= 0 || len(list) < 3 {
@@ -27,7 +26,11 @@ func expired(list []chain.Segment, now time.Time, retain time.Duration) int {
 	n := 0
 	latest := list[0].Opened
 	for i := range list[:len(list)-1] {
-		if opened := list[i+1].Opened; opened.After(latest) && !opened.After(now) {
+		sealed := i + 1
+		for sealed < len(list)-1 && list[sealed].Opened.After(now) {
+			sealed++
+		}
+		if opened := list[sealed].Opened; opened.After(latest) {
 			latest = opened
 		}
 		if latest.IsZero() || until.Sub(latest) < retain {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/vallum/vallum/internal/audit/chain"
@@ -44,20 +43,17 @@ func fail(batch []*entry, err error) {
 	}
 }
 
-// putReserved writes the kept lines and then more, with the disk reserve released for them; what cannot be
-// written is kept in memory, up to a bound. The caller holds l.w.
-func (l *Log) putReserved(more []*entry) {
-	lines := slices.Concat(l.pending, more)
-	if len(lines) == 0 {
-		return
+// putReserved writes lines that must not be lost, with the disk reserve released for them, or keeps them in memory.
+// Behind lines that are kept already they only queue: the housekeeper tries all together. The caller holds l.w.
+func (l *Log) putReserved(lines []*entry) {
+	err := *l.refusing.Load()
+	if len(l.pending) == 0 {
+		l.releaseReserve()
+		if err = l.put(lines); err == nil {
+			return
+		}
 	}
-	l.releaseReserve()
-	err := l.put(lines)
-	if err == nil {
-		l.pending = nil
-		return
-	}
-	for _, e := range more {
+	for _, e := range lines {
 		if len(l.pending) >= maxPending {
 			l.lost++
 			e.err = ErrLost
@@ -70,9 +66,11 @@ func (l *Log) putReserved(more []*entry) {
 	}
 }
 
+// stopAdmitting tells the operator once, not again with every line that fails after.
 func (l *Log) stopAdmitting(why error) {
-	l.refusing.Store(&why)
-	l.problem(why)
+	if l.refusing.Swap(&why) == nil {
+		l.problem(why)
+	}
 }
 
 // put chains the lines and writes them with one write, all or none; the caller holds l.w.
@@ -185,7 +183,9 @@ func (l *Log) tick() {
 	now := l.opts.Now()
 	l.readmit(now)
 	l.rotateByAge(now)
-	l.report("signing the audit log", l.checkpoint(now))
+	if err := l.checkpoint(now); l.refusing.Load() == nil { // otherwise it fails for the reason that is known already
+		l.report("signing the audit log", err)
+	}
 	l.writeCounts(l.tally.take(now, false))
 	if free, ok := l.opts.disk.free(l.dir); ok {
 		l.low.Store(free < 2*uint64(l.opts.ReserveBytes))
@@ -214,8 +214,14 @@ func (l *Log) readmit(now time.Time) {
 	if why == nil {
 		return
 	}
-	l.putReserved(nil)
-	if len(l.pending) > 0 || l.allocateReserve() != nil {
+	if len(l.pending) > 0 {
+		l.releaseReserve()
+		if l.put(l.pending) != nil {
+			return
+		}
+		l.pending = nil
+	}
+	if l.allocateReserve() != nil {
 		return
 	}
 	if l.opts.Sync != SyncNone && l.seg.Sync() != nil {
@@ -304,7 +310,16 @@ func (l *Log) Close() error {
 	case <-grace.C:
 		errs = append(errs, errors.New("a sink for checkpoints hangs; its last ones are not out"))
 	}
-	errs = append(errs, l.notary.close(), l.seg.Close(), l.lock.Close())
+	return errors.Join(append(errs, l.closeFiles())...)
+}
+
+func (l *Log) closeFiles() error {
+	var errs []error
+	for _, f := range []file{l.notary.open.file, l.notary.sealed.file, l.seg, l.lock} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
 	return errors.Join(errs...)
 }
 

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package audit
+
+var limitedChild func(dir string)
