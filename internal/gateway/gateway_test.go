@@ -162,7 +162,7 @@ func build(t *testing.T) (*Gateway, *fakes) {
 		Roles: []policy.Role{
 			{Name: "chat", Operations: []policy.OperationName{{Name: "chat.create"}, {Name: "models.list"}, {Name: "models.retrieve"}}, Models: []string{"llama"}},
 			{Name: "strict", Operations: []policy.OperationName{{Name: "chat.create"}}, Models: []string{"llama"}, RefuseUnknown: true, MaxOutputTokens: 50},
-			{Name: "profiler", Operations: []policy.OperationName{{Name: "profile.start", Acknowledge: "profile.start"}}},
+			{Name: "profiler", Operations: []policy.OperationName{{Name: "profile.start", Acknowledge: "profile.start"}}, Models: []string{"*"}},
 		},
 	})
 	if problems != nil {

@@ -140,8 +140,8 @@ func buildRole(where string, role Role) (*rule, []Problem) {
 		}
 		r.models[m] = true
 	}
-	if r.usesModels && len(role.Models) == 0 {
-		say(".models", "names no model, so its operations can allow nothing", `model names, or ["*"] for all that the upstreams serve`)
+	if len(r.operations) > 0 && len(role.Models) == 0 {
+		say(".models", "names no model, so its operations reach no upstream", `model names, or ["*"] for all that the upstreams serve`)
 	}
 	return r, problems
 }
