@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,7 +21,7 @@ func recipes() []step {
 		{part: parts.Python, needs: []string{"uv"}, install: pythonVenv(parts.PythonClients)},
 		{part: parts.Node, install: installNode},
 		{part: parts.Debian, install: installDebian},
-		{part: parts.Records, needs: []string{"uv"}, optional: true, install: pythonVenv(parts.RecordClients)},
+		{part: parts.Records, needs: []string{"uv"}, optional: true, install: installRecordClients},
 	}
 }
 
@@ -53,6 +54,39 @@ func uv(ctx context.Context, w *worker, args ...string) error {
 func newVenv(ctx context.Context, w *worker, flags ...string) error {
 	args := append([]string{"venv", "--no-config", "--python", "python3"}, flags...)
 	return uv(ctx, w, append(args, filepath.Join(w.dir, "venv"))...)
+}
+
+// installRecordClients makes a venv for each requirements file and installs
+// the Node clients: the clients that record the corpus, old releases included.
+func installRecordClients(ctx context.Context, w *worker) error {
+	tree, err := fs.Sub(parts.RecordClients, "recipes/record")
+	if err != nil {
+		return err
+	}
+	if err := os.CopyFS(w.dir, tree); err != nil {
+		return err
+	}
+	files, err := filepath.Glob(filepath.Join(w.dir, "*.txt"))
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		group := strings.TrimSuffix(filepath.Base(file), ".txt")
+		w.say("%s", group)
+		one := *w
+		one.dir = filepath.Join(w.dir, group)
+		if err := os.MkdirAll(one.dir, 0o755); err != nil {
+			return err
+		}
+		if err := newVenv(ctx, &one); err != nil {
+			return err
+		}
+		if err := uv(ctx, &one, "pip", "install", "-r", file); err != nil {
+			return err
+		}
+	}
+	w.say("node")
+	return npmCI(ctx, w, filepath.Join(w.dir, "node"))
 }
 
 // pythonVenv installs a requirements file into a venv of its own.
@@ -164,8 +198,14 @@ func installNode(ctx context.Context, w *worker) error {
 	if err := os.WriteFile(filepath.Join(w.dir, "package-lock.json"), parts.NodeLock, 0o644); err != nil {
 		return err
 	}
+	return npmCI(ctx, w, w.dir)
+}
+
+// npmCI installs a folder's lock file. Packages' own install scripts do not
+// run: nothing here needs them.
+func npmCI(ctx context.Context, w *worker, dir string) error {
 	env := []string{"npm_config_cache=" + filepath.Join(w.root, "npm-downloads")}
-	return w.run(ctx, "", env, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+	return w.run(ctx, dir, env, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
 }
 
 // installDebian unpacks Debian packages into the cache: no root, nothing on the

@@ -1,7 +1,8 @@
 package parts
 
 import (
-	_ "embed"
+	"embed"
+	"io/fs"
 	"strings"
 )
 
@@ -16,10 +17,10 @@ var (
 	// PythonClients is the requirements file of the official Python clients.
 	//go:embed recipes/python-clients.txt
 	PythonClients []byte
-	// RecordClients is the requirements file of the further Python clients
-	// whose requests the corpus records.
-	//go:embed recipes/record-clients.txt
-	RecordClients []byte
+	// RecordClients holds the further clients whose requests the corpus records:
+	// NAME.txt are the requirements of one venv each, node/ is npm's.
+	//go:embed recipes/record
+	RecordClients embed.FS
 	// NodePackage and NodeLock are npm's two files for the Node clients.
 	//go:embed recipes/node/package.json
 	NodePackage []byte
@@ -37,7 +38,24 @@ var (
 	VLLM    = New("vllm", VLLMVersion, []byte("torch "+TorchVersion+" with pip"), VLLMConstraints)
 	Models  = New("models", VLLMVersion, MakeModels)
 	Python  = New("python-clients", OpenAIPython, PythonClients)
-	Records = New("record-clients", "1", RecordClients)
+	Records = New("record-clients", "1", everyFile(RecordClients))
 	Node    = New("node-clients", OpenAINode, NodePackage, NodeLock)
 	Debian  = New("debian", "12", []byte(strings.Join(DebianPackages, " ")))
 )
+
+// everyFile is the names and contents of a tree, for a recipe's digest.
+func everyFile(tree fs.FS) []byte {
+	var all []byte
+	err := fs.WalkDir(tree, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err := fs.ReadFile(tree, path)
+		all = append(append(all, path...), b...)
+		return err
+	})
+	if err != nil {
+		panic(err) // the tree is in the binary
+	}
+	return all
+}
