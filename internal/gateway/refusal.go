@@ -18,7 +18,7 @@ func (x *Exchange) refuse(w http.ResponseWriter, v verdict.Verdict) {
 	case x.outcome.UpStatus >= 400:
 		x.gateway.Log.Warn("the upstream refused a request", "id", x.request.ID, "upstream", x.upstream.Name(), "status", x.outcome.UpStatus, "message", x.outcome.UpMessage)
 	case cause != nil && !x.who.IsNobody():
-		x.gateway.Log.Info("refused", "id", x.request.ID, "reason", v.Reason().String(), "key_id", x.who.KeyID(), "cause", cause.Error())
+		x.gateway.Log.Debug("refused", "id", x.request.ID, "reason", v.Reason().String(), "key_id", x.who.KeyID(), "cause", cause.Error())
 	}
 	dialect := vllm.OpenAI
 	if x.op != nil {
