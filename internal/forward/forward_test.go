@@ -94,53 +94,57 @@ func TestBodiesGoUpWhole(t *testing.T) {
 // An upstream that lies. Each answer is one that some other client would have read.
 func TestAnswersThatAreNotHTTP(t *testing.T) {
 	ok := "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
-	for what, bytes := range map[string]string{
-		"nothing":                          "",
-		"half a head":                      "HTTP/1.1 200 OK\r\ncontent-le",
-		"HTML":                             "<html>\r\n\r\n",
-		"HTTP/2":                           "HTTP/2.0 200 OK\r\ncontent-length: 0\r\n\r\n",
-		"a status of two digits":           "HTTP/1.1 20 OK\r\ncontent-length: 0\r\n\r\n",
-		"a status that is none":            "HTTP/1.1 999 OK\r\ncontent-length: 0\r\n\r\n",
-		"bare LF":                          "HTTP/1.1 200 OK\ncontent-length: 0\n\n",
-		"a CR within a line":               ok + "a: b\rc\r\ncontent-length: 2\r\n\r\n{}",
-		"a folded header":                  ok + "a: b\r\n c\r\ncontent-length: 2\r\n\r\n{}",
-		"a space before the colon":         ok + "content-length : 2\r\n\r\n{}",
-		"a header without a name":          ok + ": 2\r\ncontent-length: 2\r\n\r\n{}",
-		"a NUL in a header":                ok + "a: \x00\r\ncontent-length: 2\r\n\r\n{}",
-		"two lengths":                      ok + "content-length: 2\r\ncontent-length: 2\r\n\r\n{}",
-		"a list of lengths":                ok + "content-length: 2, 2\r\n\r\n{}",
-		"a length with a sign":             ok + "content-length: +2\r\n\r\n{}",
-		"a negative length":                ok + "content-length: -2\r\n\r\n{}",
-		"a length beyond all":              ok + "content-length: 99999999999999999999\r\n\r\n{}",
-		"length and chunked":               ok + "content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
-		"gzip, chunked":                    ok + "transfer-encoding: gzip, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
-		"chunked twice":                    ok + "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-		"no framing":                       ok + "\r\n{}",
-		"two content types":                ok + "content-type: text/html\r\ncontent-length: 2\r\n\r\n{}",
-		"a body that is too short":         ok + "content-length: 3\r\n\r\n{}",
-		"a chunk that is too short":        ok + "transfer-encoding: chunked\r\n\r\n5\r\n{}",
-		"a chunk that is too long":         ok + "transfer-encoding: chunked\r\n\r\n1\r\n{}\r\n0\r\n\r\n",
-		"a chunk size that is none":        ok + "transfer-encoding: chunked\r\n\r\n0x2\r\n{}\r\n0\r\n\r\n",
-		"an empty chunk size":              ok + "transfer-encoding: chunked\r\n\r\n\r\n{}\r\n0\r\n\r\n",
-		"no last chunk":                    ok + "transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n",
-		"an endless trailer":               ok + "transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n" + strings.Repeat("a: b\r\n", 1000),
-		"101 fields":                       ok + strings.Repeat("a: b\r\n", 100) + "content-length: 2\r\n\r\n{}",
-		"endless headers":                  ok + strings.Repeat("a: "+strings.Repeat("b", 2000)+"\r\n", 40),
-		"one endless header":               ok + "a: " + strings.Repeat("b", 1<<20),
-		"a storm of informational answers": strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", 9) + ok + "content-length: 2\r\n\r\n{}",
-		"another protocol":                 "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n",
-		"an encoding nobody asked for":     ok + "content-encoding: gzip\r\ncontent-length: 2\r\n\r\n{}",
+	for _, c := range []struct{ what, bytes, says string }{
+		{"a CR in the status line", "HTTP/1.1 200 O\rK\r\ncontent-length: 0\r\n\r\n", "CRLF"},
+		{"nothing", "", "without an answer"},
+		{"half a head", "HTTP/1.1 200 OK\r\ncontent-le", "unexpected EOF"},
+		{"HTML", "<html>\r\n\r\n", "first line"},
+		{"HTTP/2", "HTTP/2.0 200 OK\r\ncontent-length: 0\r\n\r\n", "first line"},
+		{"a status of two digits", "HTTP/1.1 20 OK\r\ncontent-length: 0\r\n\r\n", "first line"},
+		{"a status that is none", "HTTP/1.1 999 OK\r\ncontent-length: 0\r\n\r\n", "its status is 999"},
+		{"bare LF", "HTTP/1.1 200 OK\ncontent-length: 0\n\n", "CRLF"},
+		{"a CR within a line", ok + "a: b\rc\r\ncontent-length: 2\r\n\r\n{}", "CRLF"},
+		{"a folded header", ok + "a: b\r\n c\r\ncontent-length: 2\r\n\r\n{}", "the header line"},
+		{"a space before the colon", ok + "content-length : 2\r\n\r\n{}", "the header line"},
+		{"a header without a name", ok + ": 2\r\ncontent-length: 2\r\n\r\n{}", "the header line"},
+		{"a NUL in a header", ok + "a: \x00\r\ncontent-length: 2\r\n\r\n{}", "control byte"},
+		{"two lengths", ok + "content-length: 2\r\ncontent-length: 2\r\n\r\n{}", "its Content-Length"},
+		{"a list of lengths", ok + "content-length: 2, 2\r\n\r\n{}", "its Content-Length"},
+		{"a length with a sign", ok + "content-length: +2\r\n\r\n{}", "its Content-Length"},
+		{"a negative length", ok + "content-length: -2\r\n\r\n{}", "its Content-Length"},
+		{"a length beyond all", ok + "content-length: 99999999999999999999\r\n\r\n{}", "its Content-Length"},
+		{"length and chunked", ok + "content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", "both Content-Length and"},
+		{"gzip, chunked", ok + "transfer-encoding: gzip, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", "the Transfer-Encoding"},
+		{"chunked twice", ok + "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", "the Transfer-Encoding"},
+		{"no framing", ok + "\r\n{}", "neither Content-Length"},
+		{"two content types", ok + "content-type: text/html\r\ncontent-length: 2\r\n\r\n{}", "two Content-Type"},
+		{"a body that is too short", ok + "content-length: 3\r\n\r\n{}", "unexpected EOF"},
+		{"a chunk that is too short", ok + "transfer-encoding: chunked\r\n\r\n5\r\n{}", "unexpected EOF"},
+		{"a chunk that is too long", ok + "transfer-encoding: chunked\r\n\r\n1\r\n{}\r\n0\r\n\r\n", "longer than its size"},
+		{"a chunk size that is none", ok + "transfer-encoding: chunked\r\n\r\n0x2\r\n{}\r\n0\r\n\r\n", "the chunk size"},
+		{"an empty chunk size", ok + "transfer-encoding: chunked\r\n\r\n\r\n{}\r\n0\r\n\r\n", "the chunk size"},
+		{"no last chunk", ok + "transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n", "unexpected EOF"},
+		{"an endless trailer", ok + "transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n" + strings.Repeat("a: b\r\n", 1000), "a head of more than"},
+		{"101 fields", ok + strings.Repeat("a: b\r\n", 100) + "content-length: 2\r\n\r\n{}", "more than 100 header"},
+		{"endless headers", ok + strings.Repeat("a: "+strings.Repeat("b", 2000)+"\r\n", 40), "a head of more than"},
+		{"one endless header", ok + "a: " + strings.Repeat("b", 1<<20), "a head of more than"},
+		{"a storm of informational answers", strings.Repeat("HTTP/1.1 103 Early Hints\r\n\r\n", 9) + ok + "content-length: 2\r\n\r\n{}", "more than 8 informational"},
+		{"another protocol", "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n", "switches protocols"},
+		{"an encoding nobody asked for", ok + "content-encoding: gzip\r\ncontent-length: 2\r\n\r\n{}", "encodes its answer"},
 	} {
-		f := once(t, bytes)
+		f := once(t, c.bytes)
 		out, w := send(f.upstream(nil), call(t, "{}"))
 		if out.Refusal.Reason() != verdict.UpstreamFailed || !out.Refusal.Refused() || out.Written || out.Ended != verdict.UpstreamError || out.Cause == nil {
-			t.Errorf("%s: %s, %+v", what, out.Refusal.Reason(), out)
+			t.Errorf("%s: %s, %+v", c.what, out.Refusal.Reason(), out)
 		}
 		if w.Body.Len() > 0 || len(f.got()) != 1 {
-			t.Errorf("%s: the caller saw %q, the upstream %d requests", what, w.Body, len(f.got()))
+			t.Errorf("%s: the caller saw %q, the upstream %d requests", c.what, w.Body, len(f.got()))
+		}
+		if out.Cause != nil && !strings.Contains(out.Cause.Error(), c.says) {
+			t.Errorf("%s: the cause is %v, want %q", c.what, out.Cause, c.says)
 		}
 		if out.Cause != nil && strings.Contains(out.Cause.Error(), "canary") {
-			t.Errorf("%s: a secret in the cause: %v", what, out.Cause)
+			t.Errorf("%s: a secret in the cause: %v", c.what, out.Cause)
 		}
 	}
 }
@@ -386,6 +390,24 @@ func TestARequestIsNeverSentTwice(t *testing.T) {
 	out, _ := send(u, call(t, "{}"))
 	if out.Refusal.Reason() != verdict.UpstreamFailed || len(f.got()) != 2 || f.accepted() != 1 {
 		t.Errorf("%+v, %d requests on %d connections", out, len(f.got()), f.accepted())
+	}
+}
+
+// The same while it is being sent: part of it was taken before the connection died.
+func TestARequestThatWasSentInPartIsNotSentAgain(t *testing.T) {
+	f := listen(t, func(f *fake, c net.Conn, br *bufio.Reader) {
+		f.request(br)
+		_, _ = io.WriteString(c, answer("{}"))
+		_, _ = br.Discard(1000)
+		_ = c.(*net.TCPConn).SetLinger(0) // RST
+	})
+	u := f.upstream(nil)
+	if out, _ := send(u, call(t, "{}")); out.Refusal.Refused() {
+		t.Fatal(out.Refusal.Err())
+	}
+	out, _ := send(u, call(t, strings.Repeat("x", 32<<20)))
+	if out.Refusal.Reason() != verdict.UpstreamFailed || f.accepted() != 1 || out.BytesUp == 0 || !strings.Contains(out.Cause.Error(), "sending the request") {
+		t.Errorf("%+v, %d connections", out, f.accepted())
 	}
 }
 

@@ -144,6 +144,9 @@ func TestStreamsThatEndBadly(t *testing.T) {
 		if out.Ended != c.ended || out.Refusal.Refused() || !out.Written || w.Body.String() != c.seen {
 			t.Errorf("%s: ended %s, the caller saw %.80q (%v)", c.what, out.Ended, w.Body, out.Cause)
 		}
+		if strings.Contains(c.what, "without end") && !strings.Contains(out.Cause.Error(), "an event of more than") {
+			t.Errorf("%s: %v", c.what, out.Cause)
+		}
 	}
 	for what, answer := range map[string]string{
 		"dies before the first event": streamHead,
@@ -229,30 +232,40 @@ func TestEventsThatDoNotLeave(t *testing.T) {
 
 // A client that stops reading is given up, and the upstream with it.
 func TestAClientThatDoesNotRead(t *testing.T) {
-	closed := make(chan struct{})
-	f := listen(t, func(f *fake, c net.Conn, br *bufio.Reader) {
-		f.request(br)
-		_, _ = io.WriteString(c, streamHead)
-		big := chunked("data: " + strings.Repeat("x", 1<<20) + "\n\n")
-		for {
-			if _, err := io.WriteString(c, big); err != nil {
-				close(closed)
-				return
+	for what, serve := range map[string]func(c net.Conn) error{
+		"a stream": func(c net.Conn) error {
+			_, _ = io.WriteString(c, streamHead)
+			big := chunked("data: " + strings.Repeat("x", 1<<20) + "\n\n")
+			for {
+				if _, err := io.WriteString(c, big); err != nil {
+					return err
+				}
 			}
+		},
+		"a whole answer": func(c net.Conn) error {
+			_, err := io.WriteString(c, answer(strings.Repeat("x", 48<<20)))
+			return err
+		},
+	} {
+		served := make(chan struct{})
+		f := listen(t, func(f *fake, c net.Conn, br *bufio.Reader) {
+			f.request(br)
+			_ = serve(c)
+			close(served)
+		})
+		u := f.upstream(func(t *Target) { t.Timeouts.Write = 100 * time.Millisecond })
+		c, outs := streamCall(t), make(chan verdict.Outcome, 1)
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { outs <- u.Send(r.Context(), w, c) }))
+		client, err := net.Dial("tcp", server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
 		}
-	})
-	u := f.upstream(func(t *Target) { t.Timeouts.Write = 100 * time.Millisecond })
-	c, outs := streamCall(t), make(chan verdict.Outcome, 1)
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { outs <- u.Send(r.Context(), w, c) }))
-	defer server.Close()
-	client, err := net.Dial("tcp", server.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
-	_, _ = io.WriteString(client, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-	<-closed
-	if out := <-outs; out.Ended != verdict.ClientLeft || out.Cause == nil {
-		t.Errorf("%+v", out)
+		_, _ = io.WriteString(client, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		<-served
+		if out := <-outs; out.Ended != verdict.ClientLeft || out.Cause == nil {
+			t.Errorf("%s: %+v", what, out)
+		}
+		_ = client.Close()
+		server.Close()
 	}
 }
