@@ -7,6 +7,8 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
+	"sync"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -31,7 +33,7 @@ type splice struct {
 
 // walker reads one JSON answer from front to back and notes what to change in it. It never looks into model text.
 type walker struct {
-	dec     *jsontext.Decoder
+	dec     *jsontext.Decoder // while walk runs
 	text    []byte
 	hide    bool   // cached-token details must not leave
 	model   string // quoted; written over the model's name; "" to leave it
@@ -64,18 +66,22 @@ type span struct{ from, to int }
 
 func (s span) empty() bool { return s.to == 0 }
 
+// decoders are reused: an answer's own one would cost more than reading a short answer does.
+var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
+
 var errTrailing = errors.New("bytes after the JSON value")
 
 // walk reads the whole text: one JSON value and nothing after it.
 func (w *walker) walk(text []byte) error {
 	w.text, w.splices, w.found = text, w.splices[:0], found{}
 	// Duplicate names need no refusal here: each of them is edited. Bytes that are not UTF-8 pass as they came.
-	buf := bytes.NewBuffer(text)
-	if w.dec == nil {
-		w.dec = jsontext.NewDecoder(buf, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
-	} else {
-		w.dec.Reset(buf, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
-	}
+	w.dec = decoders.Get().(*jsontext.Decoder)
+	defer func() {
+		w.dec.Reset(strings.NewReader("")) // or it would keep the text
+		decoders.Put(w.dec)
+		w.dec = nil
+	}()
+	w.dec.Reset(bytes.NewBuffer(text), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	var err error
 	if w.dec.PeekKind() == '{' {
 		err = w.object(top)
