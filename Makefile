@@ -24,11 +24,6 @@ RACED = ./internal/gateway ./internal/forward ./internal/limit ./internal/authn 
 
 lint: cross ## vet, staticcheck, errcheck, gofumpt, deadcode; govulncheck where its database is reached
 	$(GO) vet ./...
-	$(GO) -C tools tool gofumpt -l $$(git ls-files '*.go' | sed "s|^|$(CURDIR)/|") | (! grep .)
-	GOFLAGS=-modfile= $(MAKE) --no-print-directory lint-tools
-
-.PHONY: lint-tools
-lint-tools:
 	./tools/lint.sh
 
 cross: ## what runs elsewhere builds and vets: linux/arm64, macOS, Windows
