@@ -66,9 +66,6 @@ func (x *Exchange) admit() verdict.Verdict {
 	if v := g.Policy.MayAttempt(who, op); v.Refused() {
 		return v
 	}
-	if op.Response != vllm.EmptyReply && req.Method == http.MethodGet && req.Header.Get("Upgrade") == "websocket" {
-		return verdict.Refuse(verdict.NotPermitted, fmt.Errorf("websocket upgrade on %q", op.ID)).At("Upgrade")
-	}
 
 	// 4 slot: rate and concurrency together, and memory for the body
 	slot, v := g.Limits.Take(who.Name(), g.Policy.LimitsOf(who), req.Arrived)
