@@ -71,23 +71,29 @@ func (g Grant) Edits() []Edit { return g.edits }
 func (g Grant) UsageInjected() bool { return g.injected }
 
 // Tokens bounds what the request can use: the body's bytes for the input (a token is at least one byte of a byte-level
-// vocabulary) and the cap on the output, for every prompt and choice. Where neither the request nor the role caps the
-// output, maxModelLen does; without that the bound is 0 for the output: nothing is known.
+// vocabulary) and the cap on the output, for every prompt and choice. Prompt and output of one choice fit the context
+// length together, so maxModelLen (0 when it is not known) bounds both; where nothing caps the output it is all there is.
 func (g Grant) Tokens(maxModelLen int64) int64 {
 	if g.output < 0 {
 		return g.bytes // the operation generates nothing
 	}
-	output := g.output
-	if output == 0 {
-		output = maxModelLen
+	whole := times(maxModelLen, g.inputs)
+	if g.output == 0 {
+		return max(whole, g.bytes)
 	}
-	if maxModelLen > 0 && output > maxModelLen {
-		output = maxModelLen
+	total := g.bytes + times(g.output, g.inputs)
+	if whole > 0 {
+		total = min(total, whole)
 	}
-	if g.inputs > 0 && output > maxTokens/g.inputs {
+	return min(total, maxTokens)
+}
+
+// times multiplies numbers from 0, up to maxTokens.
+func times(a, b int64) int64 {
+	if b > 0 && a > maxTokens/b {
 		return maxTokens
 	}
-	return g.bytes + output*g.inputs
+	return a * b
 }
 
 // maxTokens keeps a reservation far from overflow.

@@ -232,6 +232,25 @@ func TestPathsAreBuiltOfLiteralsAndCheckedSegments(t *testing.T) {
 	}
 }
 
+func TestTokensAreBoundedByTheContext(t *testing.T) {
+	for _, row := range []struct {
+		output, inputs, bytes, most, want int64
+	}{
+		{-1, 3, 70, 1000, 70},     // nothing is generated
+		{10, 1, 70, 1000, 80},     // prompt and cap
+		{10, 4, 70, 1000, 110},    // the prompt once, the cap per choice
+		{0, 1, 70, 1000, 1000},    // no cap: what the context holds
+		{0, 1, 70, 0, 70},         // nothing is known of the output
+		{5000, 1, 70, 1000, 1000}, // more than the context holds
+		{5000, 2, 90000, 1000, 2000},
+	} {
+		g := Grant{output: row.output, inputs: row.inputs, bytes: row.bytes}
+		if got := g.Tokens(row.most); got != row.want {
+			t.Errorf("%+v: %d", row, got)
+		}
+	}
+}
+
 func TestTokensNeverOverflow(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		n := rapid.Int64Range(0, 1<<62)
