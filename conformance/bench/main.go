@@ -129,6 +129,11 @@ func bench(ctx context.Context, o options, dir string, out, progress io.Writer) 
 		"inspection, limits and signed records on. ×: to nginx, round by round, the median; +: to no proxy at all.",
 		fmt.Sprintf("%.0f s; meanwhile other programs used %.0f %% of the machine: the busier, the less p99 means.", res.Seconds, res.Others),
 	}
+	for _, row := range rows {
+		if row.Missing != "" && !slices.Contains(res.Comments, row.missing()) {
+			res.Comments = append(res.Comments, row.missing())
+		}
+	}
 	if o.json {
 		return res.writeJSON(out)
 	}

@@ -67,6 +67,12 @@ func (r row) cell(name string) string {
 	return short(v) + " " + r.Unit
 }
 
+// missing says why Vallum has no figure, on one line.
+func (r row) missing() string {
+	why, _, _ := strings.Cut(r.Missing, "\n")
+	return fmt.Sprintf("%s: no figure for vallum: %s", r.Scenario, why)
+}
+
 // span is the least and the most of Vallum's rounds.
 func (r row) span() string {
 	if _, ok := r.Compared[vallum]; !ok {

@@ -222,7 +222,7 @@ func (s *stand) startVallum(ctx context.Context, dir string) (*target, error) {
 	if err := os.WriteFile(conf, fmt.Appendf(nil, vallumConf, state, s.upstream.address), 0o600); err != nil {
 		return nil, err
 	}
-	key, err := realvallum.CreateKey(ctx, s.vallum, conf, state, realvallum.Key{Name: "bench", Role: "bench"})
+	key, err := realvallum.CreateKey(ctx, s.vallum, "", state, realvallum.Key{Name: "bench", Role: "bench"})
 	if err != nil {
 		return nil, err
 	}
