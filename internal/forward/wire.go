@@ -37,6 +37,7 @@ type head struct {
 	chunked     bool
 	encoded     bool // a Content-Encoding that is not identity
 	close       bool // the connection ends with this answer
+	old         bool // HTTP/1.0
 }
 
 // readHead reads the head of the final answer, after at most eight informational ones.
@@ -100,21 +101,31 @@ func (h *head) statusLine(line []byte) error {
 	if h.status < 100 || h.status > 599 {
 		return notHTTP("its status is %d", h.status)
 	}
-	h.close = rest[0] == '0'
+	h.old = rest[0] == '0'
+	h.close = h.old
 	return nil
 }
 
-// field reads one header line. Folded lines, spaces before the colon and control bytes are no header.
-func (h *head) field(line []byte) error {
+// splitField takes a header line apart. Folded lines, spaces before the colon and control bytes are no header.
+func splitField(line []byte) (name, value []byte, err error) {
 	i := bytes.IndexByte(line, ':')
 	if i <= 0 || !isToken(string(line[:i])) {
-		return notHTTP("the header line %.40q", line)
+		return nil, nil, notHTTP("the header line %.40q", line)
 	}
-	name, raw := line[:i], bytes.Trim(line[i+1:], " \t")
-	for _, b := range raw {
+	name, value = line[:i], bytes.Trim(line[i+1:], " \t")
+	for _, b := range value {
 		if b < ' ' && b != '\t' || b == 0x7f {
-			return notHTTP("a control byte in the header %q", name)
+			return nil, nil, notHTTP("a control byte in the header %q", name)
 		}
+	}
+	return name, value, nil
+}
+
+// field reads one header line.
+func (h *head) field(line []byte) error {
+	name, raw, err := splitField(line)
+	if err != nil {
+		return err
 	}
 	switch {
 	case is(name, "content-length"):
@@ -155,6 +166,8 @@ func (h *head) frame(method string) error {
 	switch {
 	case h.chunked && h.length >= 0:
 		return notHTTP("both Content-Length and Transfer-Encoding")
+	case h.chunked && h.old:
+		return notHTTP("Transfer-Encoding in HTTP/1.0") // RFC 9112 §6.1
 	case method == "HEAD" || h.status == 204 || h.status == 304:
 		h.chunked, h.length = false, 0
 	case !h.chunked && h.length < 0:
@@ -271,6 +284,9 @@ func (b *body) nextChunk() error {
 		if len(line) == 0 {
 			b.done = true
 			return nil
+		}
+		if _, _, err := splitField(line); err != nil {
+			return err
 		}
 	}
 }
