@@ -4,11 +4,13 @@ package upstream
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/vallum/vallum/internal/verdict"
 	"github.com/vallum/vallum/internal/vllm"
 )
 
@@ -99,6 +101,28 @@ const (
 	minPenalty  = time.Second
 	maxPenalty  = 30 * time.Second
 )
+
+// Done tells how a request ended. Only what the server did counts: a client that left or a key that was revoked say
+// nothing of it, a refusal of the request says that it is well, and "busy" is no failure. A server that hangs while its
+// /health says 200 shows here only.
+func (s *Server) Done(o verdict.Outcome) {
+	switch o.Ended {
+	case verdict.NotForwarded, verdict.ClientLeft, verdict.KeyRevoked, verdict.Drained, verdict.BudgetEnded, verdict.Panicked:
+		return
+	case verdict.TimedOut, verdict.UpstreamAborted, verdict.UpstreamErrorEvent, verdict.UpstreamEndedEarly:
+		s.Failed(false, fmt.Sprintf("a request ended as %s: %v", o.Ended, o.Cause))
+		return
+	}
+	switch {
+	case o.UpStatus == 0:
+		s.Failed(o.BytesUp == 0, fmt.Sprint(o.Cause))
+	case o.UpStatus == 503 || o.UpStatus == 429:
+	case o.UpStatus >= 500:
+		s.Failed(false, fmt.Sprintf("it answers %d", o.UpStatus))
+	default:
+		s.Answered()
+	}
+}
 
 // Answered notes that a request got an answer.
 func (s *Server) Answered() {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/vallum/vallum/internal/verdict"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -165,6 +167,36 @@ func TestAServerThatFailsIsLeftOut(t *testing.T) {
 			t.Errorf("%v", got)
 		}
 	})
+}
+
+func TestWhatCountsAgainstAServer(t *testing.T) {
+	gone := errors.New("connection refused")
+	for _, c := range []struct {
+		what        string
+		o           verdict.Outcome
+		left, alive bool
+	}{
+		{"answers", verdict.Outcome{Ended: verdict.Complete, UpStatus: 200, BytesUp: 1}, false, true},
+		{"refusals", verdict.Outcome{Ended: verdict.UpstreamError, UpStatus: 400, BytesUp: 1}, false, true},
+		{"busy", verdict.Outcome{Ended: verdict.UpstreamError, UpStatus: 503, BytesUp: 1}, false, true},
+		{"clients that leave", verdict.Outcome{Ended: verdict.ClientLeft, BytesUp: 1}, false, true},
+		{"revoked keys", verdict.Outcome{Ended: verdict.KeyRevoked, UpStatus: 200}, false, true},
+		{"our own defects", verdict.Outcome{}, false, true},
+		{"500s", verdict.Outcome{Ended: verdict.UpstreamError, UpStatus: 500, BytesUp: 1}, true, true},
+		{"a frozen engine", verdict.Outcome{Ended: verdict.TimedOut, BytesUp: 1}, true, true},
+		{"streams that break", verdict.Outcome{Ended: verdict.UpstreamEndedEarly, UpStatus: 200, BytesUp: 1}, true, true},
+		{"no HTTP", verdict.Outcome{Ended: verdict.UpstreamError, BytesUp: 1, Cause: gone}, true, true},
+		{"no connection", verdict.Outcome{Ended: verdict.UpstreamError, Cause: gone}, false, false},
+	} {
+		s := New(Spec{Name: "a"}, healthy(), nil)
+		s.set(func(st *State) { st.Alive = true })
+		for range maxFailures {
+			s.Done(c.o)
+		}
+		if st := s.State(); st.LeftOut != c.left || st.Alive != c.alive {
+			t.Errorf("%s: left out %v, alive %v", c.what, st.LeftOut, st.Alive)
+		}
+	}
 }
 
 func TestOneSlowLookIsForgiven(t *testing.T) {
