@@ -55,9 +55,6 @@ func newLogVerify(s streams) *cobra.Command {
 				err = json.NewEncoder(s.out).Encode(report)
 			} else {
 				_, err = fmt.Fprintln(s.out, report)
-				if report.Meaning != "" {
-					fmt.Fprintln(s.err, report.Meaning)
-				}
 			}
 			if err == nil && !report.OK() {
 				return errNo
@@ -125,7 +122,7 @@ func (s streams) showRecords(dir string, from time.Time, keep func(audit.Record)
 			return err
 		}
 		if n == 0 && !asJSON {
-			fmt.Fprintln(w, "TIME\tEVENT\tID\tKEY\tOPERATION\tMODEL\tANSWER\tTOKENS\tTOOK")
+			fmt.Fprintln(w, "TIME (UTC)\tANSWER\tKEY\tOPERATION\tMODEL\tTOKENS\tTOOK\tID")
 		}
 		n++
 		if asJSON {
@@ -144,24 +141,32 @@ func (s streams) showRecords(dir string, from time.Time, keep func(audit.Record)
 	return w.Flush()
 }
 
-// recordCells is one record in a line that fits a terminal.
+// recordCells is one record in a line: the id stands last, so that what matters fits a terminal.
 func recordCells(r audit.Record) []string {
-	answer, tokens, took := "", "", ""
+	answer, tokens, took := string(r.Event), "", ""
 	switch {
 	case r.Event == audit.Counted:
-		answer = fmt.Sprintf("%s ×%d from %s", r.Reason, r.Count, r.Remote)
+		answer = fmt.Sprintf("%d × %s from %s", r.Count, r.Reason, r.Remote)
 	case r.Reason != "":
 		answer = fmt.Sprintf("%d %s", r.Status, r.Reason)
 	case r.Event == audit.Ended:
 		answer = fmt.Sprintf("%d %s", r.Status, r.Ended)
-	default:
-		answer = r.Detail
+	case r.Detail != "":
+		answer += ": " + r.Detail
 	}
 	if r.PromptTokens+r.CompletionTokens > 0 {
 		tokens = fmt.Sprintf("%d+%d", r.PromptTokens, r.CompletionTokens)
 	}
-	if r.DurationMillis > 0 {
-		took = fmt.Sprintf("%.0fms", r.DurationMillis)
+	if r.Event == audit.Ended {
+		took = tookWords(r.DurationMillis)
 	}
-	return []string{r.Time.UTC().Format("01-02 15:04:05.000"), string(r.Event), r.ID, r.Principal, r.Operation, r.Model, answer, tokens, took}
+	return []string{r.Time.UTC().Format("01-02 15:04:05"), answer, r.Principal, r.Operation, r.Model, tokens, took, r.ID}
+}
+
+// tookWords is a duration in the unit that leaves few digits.
+func tookWords(ms float64) string {
+	if ms >= 10_000 {
+		return fmt.Sprintf("%.1fs", ms/1000)
+	}
+	return fmt.Sprintf("%.0fms", ms)
 }
