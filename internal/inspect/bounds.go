@@ -2,6 +2,7 @@ package inspect
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strconv"
 
@@ -29,7 +30,7 @@ func checkBounds(body []byte, lim Limits) error {
 				return outOfBounds(body, i, fmt.Sprintf("the body has more than %d members", lim.MaxMembers))
 			}
 		case '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9':
-			end, plain := skipDigits(body, i)
+			end, plain := skipNumber(body, i)
 			if !plain && overflows(body[i:end]) {
 				return outOfBounds(body, i, "the number is too large")
 			}
@@ -45,11 +46,10 @@ func checkBounds(body []byte, lim Limits) error {
 func outOfBounds(body []byte, at int, what string) error {
 	dec := jsontext.NewDecoder(bytes.NewBuffer(body))
 	for {
-		before := dec.InputOffset()
 		if _, err := dec.ReadToken(); err != nil {
 			return badSyntax(body, err)
 		}
-		if after := dec.InputOffset(); after > int64(at) || after == before {
+		if dec.InputOffset() > int64(at) {
 			return badBody(printable(string(dec.StackPointer())), at, what)
 		}
 	}
@@ -74,34 +74,27 @@ func skipString(b []byte, i int) int {
 	return len(b)
 }
 
-func skipNumber(b []byte, i int) int {
-	for i < len(b) && (b[i] >= '0' && b[i] <= '9' || b[i] == '.' || b[i] == '-' || b[i] == '+' || b[i] == 'e' || b[i] == 'E') {
-		i++
-	}
-	return i
-}
-
-// skipDigits is the index after the number at b[i], and whether it is but a few digits.
-func skipDigits(b []byte, i int) (end int, plain bool) {
-	end = i + 1
-	for end < len(b) && b[end] >= '0' && b[end] <= '9' {
-		end++
-	}
-	if end-i < safeDigits && (end == len(b) || b[end] == ',' || b[end] == ']' || b[end] == '}') {
-		return end, true
-	}
-	return skipNumber(b, i), false
-}
-
 // safeDigits is how many characters a literal without exponent may have and still be surely less than 1e308.
 const safeDigits = 300
+
+// skipNumber is the index after the number at b[i], and whether it is but a few digits.
+func skipNumber(b []byte, i int) (end int, plain bool) {
+	plain = true
+	for end = i + 1; end < len(b); end++ {
+		switch c := b[end]; {
+		case c >= '0' && c <= '9', c == '.':
+		case c == 'e', c == 'E', c == '-', c == '+':
+			plain = false
+		default:
+			return end, plain && end-i < safeDigits
+		}
+	}
+	return end, false
+}
 
 // overflows reports whether a number is beyond float64. Python reads 1e400 as infinity, and refuses integers of more
 // than 4300 digits.
 func overflows(literal []byte) bool {
-	if len(literal) < safeDigits && bytes.IndexByte(literal, 'e') < 0 && bytes.IndexByte(literal, 'E') < 0 {
-		return false
-	}
 	_, err := strconv.ParseFloat(string(literal), 64)
-	return err != nil && isRange(err)
+	return errors.Is(err, strconv.ErrRange)
 }

@@ -12,79 +12,43 @@ import (
 	"github.com/vallum/vallum/internal/vllm"
 )
 
-// tags are the members that chose the shape of the object that is being read. They are read ahead from bytes that are
-// not yet checked, so each is compared again when the walk comes to it.
-type tags struct {
-	all [2]struct {
-		name  string
-		value []byte // its text; nil when absent or null
-	}
-	n int
+// tag is the member that chose the shape of the object that is being read. It is read ahead from bytes that are not
+// yet checked, so it is compared again when the walk comes to it.
+type tag struct {
+	name  string // "" for none
+	value []byte // its text; nil when absent or null
 }
 
-func (t tags) with(name string, value []byte) (tags, bool) {
-	if t.n == len(t.all) {
-		return t, false
-	}
-	t.all[t.n].name, t.all[t.n].value = name, value
-	t.n++
-	return t, true
-}
-
-// named finds the tag with a member's name.
-func (t *tags) named(name []byte) (value []byte, ok bool) {
-	for i := range t.n {
-		if t.all[i].name == string(name) {
-			return t.all[i].value, true
-		}
-	}
-	return nil, false
-}
-
-// findTag reads ahead in the next object for the member that chooses its shape: its text, or nil when it is absent or
-// null. Anything else than a string the walk refuses when it comes to it.
-func (w *walker) findTag(s *vllm.Shape) []byte {
-	raw := lookAhead(w.body[w.next():], s.Tag)
-	if len(raw) == 0 || raw[0] != '"' {
-		return nil
-	}
-	return unquoted(raw)
-}
-
-// variant is the row for a tag; nil when the table has none. An empty tag is not an absent one.
-func variant(s *vllm.Shape, tag []byte) *vllm.Field {
-	if tag == nil {
-		return s.Variants[""]
-	}
-	if f := s.Variants[string(tag)]; f != nil && len(tag) > 0 && string(tag) != "*" {
-		return f
-	}
-	return s.Variants["*"]
-}
-
-// lookAhead finds the value of a member in the object at b[0]: the whole literal if it is a string, else its first
-// byte. It must not fail on anything, as nothing has been checked yet; what it finds in what is not JSON is never used.
+// lookAhead finds the text of a string member in the object at b[0]; nil when it is absent or no string, which the walk
+// refuses when it comes to it. It must not fail on anything, as nothing has been checked yet; what it finds in what is
+// not JSON is never used.
 func lookAhead(b []byte, name string) []byte {
-	for i := 1; i < len(b); {
-		i = skipSpace(b, i)
-		if i >= len(b) || b[i] != '"' {
-			return nil
+	for i, depth := 0, 0; i < len(b); {
+		switch b[i] {
+		case '{', '[':
+			depth++
+		case '}', ']':
+			if depth--; depth == 0 {
+				return nil
+			}
+		case '"':
+			end := skipString(b, i)
+			rest := bytes.TrimLeft(b[end:], " \t\r\n")
+			if depth > 1 || len(rest) == 0 || rest[0] != ':' || string(unquoted(b[i:end])) != name {
+				i = end
+				continue
+			}
+			if rest = rest[skipSpace(rest, 0):]; len(rest) == 0 || rest[0] != '"' {
+				return nil
+			}
+			return unquoted(rest[:skipString(rest, 0)])
 		}
-		end := skipString(b, i)
-		found := string(unquoted(b[i:end])) == name
-		i = skipSpace(b, end)
-		if i >= len(b) {
-			return nil
-		}
-		end = skipUnchecked(b, i)
-		if found {
-			return b[i:end]
-		}
-		i = end
+		i++
 	}
 	return nil
 }
 
+// skipSpace is the index after white space and separators.
 func skipSpace(b []byte, i int) int {
 	for i < len(b) && (b[i] == ' ' || b[i] == '\t' || b[i] == '\r' || b[i] == '\n' || b[i] == ',' || b[i] == ':') {
 		i++
@@ -92,29 +56,15 @@ func skipSpace(b []byte, i int) int {
 	return i
 }
 
-// skipUnchecked is the index after the value at b[i]. It always moves on.
-func skipUnchecked(b []byte, i int) int {
-	for depth := 0; i < len(b); {
-		switch b[i] {
-		case '"':
-			i = skipString(b, i)
-		case '{', '[':
-			depth++
-			i++
-		case '}', ']':
-			depth--
-			i++
-		default:
-			i++
-			for depth == 0 && i < len(b) && !bytes.ContainsRune([]byte(" \t\r\n,:]}"), rune(b[i])) {
-				i++
-			}
-		}
-		if depth <= 0 {
-			return i
-		}
+// variant is the row for a tag; nil when the table has none. An empty tag is not an absent one.
+func variant(s *vllm.Shape, value []byte) *vllm.Field {
+	if value == nil {
+		return s.Variants[""]
 	}
-	return len(b)
+	if f := s.Variants[string(value)]; f != nil && len(value) > 0 && string(value) != "*" {
+		return f
+	}
+	return s.Variants["*"]
 }
 
 // unquoted is a string literal's text; the literal's own bytes when it has no escapes.

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -31,13 +32,7 @@ func (d *document) rewrite(edits []policy.Edit) (Body, error) {
 	}
 	changes = merge(append(changes, d.cuts...))
 	body := splice(d.body, changes)
-	return Body{
-		ContentType: "application/json",
-		Bytes:       body,
-		Reader:      bytes.NewReader(body),
-		Length:      int64(len(body)),
-		Changes:     changes,
-	}, nil
+	return Body{ContentType: "application/json", Bytes: body, Reader: bytes.NewReader(body), Length: int64(len(body)), Changes: changes}, nil
 }
 
 // group collects the edits by member. A later edit of the same member wins.
@@ -45,11 +40,8 @@ func group(edits []policy.Edit) ([]setting, error) {
 	var all []setting
 	for _, e := range edits {
 		names := slices.Collect(jsontext.Pointer(e.Pointer).Tokens())
-		if !jsontext.Pointer(e.Pointer).IsValid() || len(names) == 0 || len(names) > 2 {
-			return nil, fmt.Errorf("edit %q: pointer %q must name a member of the body, or a member of that", e.Name, e.Pointer)
-		}
-		if !jsontext.Value(e.Value).IsValid() {
-			return nil, fmt.Errorf("edit %q: the value for %q must be JSON", e.Name, e.Pointer)
+		if !jsontext.Pointer(e.Pointer).IsValid() || len(names) == 0 || len(names) > 2 || !jsontext.Value(e.Value).IsValid() {
+			return nil, fmt.Errorf("edit %q: %q must name a member of the body, or a member of that, and the value must be JSON", e.Name, e.Pointer)
 		}
 		at := place(&all, names[0])
 		if len(names) == 2 {
@@ -111,38 +103,29 @@ func (d *document) set(all []Change, m member, s setting) ([]Change, error) {
 
 // insert adds the settings whose members do not stand, right after the '{'.
 func insert(all []Change, open int, settings []setting, kept bool) []Change {
-	if len(settings) == 0 {
-		return all
+	for i, s := range settings {
+		with := s.member()
+		if kept || i < len(settings)-1 {
+			with += ","
+		}
+		all = append(all, Change{open, open, with, s.why})
 	}
-	with := members(settings)
-	if kept {
-		with += ","
-	}
-	why := settings[0].why
-	for _, s := range settings[1:] {
-		why += " " + s.why
-	}
-	return append(all, Change{open, open, with, why})
+	return all
 }
 
-// members writes settings as the members of an object.
-func members(settings []setting) string {
-	var all []byte
-	for i, s := range settings {
-		if i > 0 {
-			all = append(all, ',')
-		}
-		all = append(append(quoted(all, s.name), ':'), s.literal()...)
-	}
-	return string(all)
-}
+// member is a setting as a member of an object.
+func (s setting) member() string { return string(quoted(nil, s.name)) + ":" + s.literal() }
 
 // literal is the JSON of a setting.
 func (s setting) literal() string {
 	if s.kids == nil {
 		return s.value
 	}
-	return "{" + members(s.kids) + "}"
+	kids := make([]string, len(s.kids))
+	for i, kid := range s.kids {
+		kids[i] = kid.member()
+	}
+	return "{" + strings.Join(kids, ",") + "}"
 }
 
 // quoted appends a member's name; names of edits are the catalogue's.

@@ -12,9 +12,6 @@ import (
 	"github.com/vallum/vallum/internal/vllm"
 )
 
-// maxModel bounds a model's name when its table does not: names go into the record.
-const maxModel = 1024
-
 // maxNoted bounds the pointers that Facts carries.
 const maxNoted = 32
 
@@ -30,11 +27,11 @@ var capFields = []string{"max_completion_tokens", "max_tokens", "max_output_toke
 
 // note remembers a pointer, within bounds.
 func note(list *[]string, pointer string) {
-	switch n := len(*list); {
-	case n < maxNoted:
+	if len(*list) == maxNoted {
+		pointer = "…"
+	}
+	if len(*list) <= maxNoted {
 		*list = append(*list, pointer)
-	case n == maxNoted:
-		*list = append(*list, "…")
 	}
 }
 
@@ -45,8 +42,6 @@ func (w *walker) str(s *vllm.Shape, fact vllm.Fact) error {
 		return err
 	}
 	switch most := s.MaxLen; {
-	case fact == vllm.FactModel && (most == 0 || most > maxModel) && len(raw) > maxModel:
-		return w.wrong(raw, fmt.Sprintf("must have %d bytes at most", maxModel))
 	case most > 0 && int64(len(raw)-2) > most && int64(len(unquoted(raw))) > most:
 		return w.wrong(raw, fmt.Sprintf("must have %d bytes at most", most))
 	case len(s.Enum) > 0 && !slices.Contains(s.Enum, string(unquoted(raw))):
@@ -78,13 +73,10 @@ func (w *walker) number(s *vllm.Shape, fact vllm.Fact) error {
 	if err != nil {
 		return err
 	}
-	if s.Kind == vllm.Number {
-		if !checkNumber(s, raw) {
-			return w.wrong(raw, "must be "+wanted(s))
-		}
-		return nil
-	}
 	value, digits, ok := checkInteger(s, raw)
+	if s.Kind == vllm.Number {
+		digits, ok = raw, checkNumber(s, raw)
+	}
 	if !ok {
 		return w.wrong(raw, "must be "+wanted(s))
 	}
@@ -143,8 +135,7 @@ func (w *walker) settle(shape *vllm.Shape) {
 // settleCaps makes the smallest of several output caps hold for all: vLLM obeys max_completion_tokens although
 // max_tokens may be smaller, and what is counted must be what can happen.
 func (w *walker) settleCaps() {
-	first := w.caps[0]
-	w.facts.OutputCap, w.facts.CapField = first.value, first.field
+	w.facts.OutputCap, w.facts.CapField = w.caps[0].value, w.caps[0].field
 	for _, c := range w.caps[1:] {
 		w.facts.OutputCap = min(w.facts.OutputCap, c.value)
 		if slices.Index(capFields, c.field) < slices.Index(capFields, w.facts.CapField) {

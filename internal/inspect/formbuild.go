@@ -3,10 +3,12 @@ package inspect
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"slices"
 	"strings"
 
@@ -16,13 +18,12 @@ import (
 )
 
 // extensions are the endings of a file name that go up: vLLM's audio readers look at them, and at nothing else of it.
-var extensions = []string{"wav", "mp3", "flac", "ogg", "m4a", "webm", "mp4", "mpeg", "mpga"}
+var extensions = []string{".wav", ".mp3", ".flac", ".ogg", ".m4a", ".webm", ".mp4", ".mpeg", ".mpga"}
 
 // extension is the listed ending of a file name, with its dot, or "".
 func extension(filename string) string {
-	dot := strings.LastIndexByte(filename, '.')
-	if ending := strings.ToLower(filename[dot+1:]); dot >= 0 && slices.Contains(extensions, ending) {
-		return "." + ending
+	if ending := strings.ToLower(path.Ext(filename)); slices.Contains(extensions, ending) {
+		return ending
 	}
 	return ""
 }
@@ -65,15 +66,11 @@ func (f *form) close() error {
 	if f.file == nil || f.file.spool == nil {
 		return nil
 	}
-	spool, path := f.file.spool, f.file.path
-	f.file.spool = nil
-	err := spool.Close()
-	if path != "" {
-		if gone := os.Remove(path); gone != nil {
-			err = gone
-		}
+	err := f.file.spool.Close()
+	if f.file.path != "" {
+		err = errors.Join(err, os.Remove(f.file.path))
 	}
-	if err != nil {
+	if f.file.spool = nil; err != nil {
 		return fmt.Errorf("removing a form's spool: %w", err)
 	}
 	return nil

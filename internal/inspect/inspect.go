@@ -79,7 +79,8 @@ func Read(r Request, lim Limits) (*Doc, verdict.Verdict) {
 	if r.Operation == nil {
 		return nil, verdict.Refuse(verdict.UnknownOperation, fmt.Errorf("no operation was given"))
 	}
-	d, err := (*Doc)(nil), fmt.Errorf("operation %q has no table of fields for its %q body", r.Operation.ID, r.Operation.Request)
+	var d *Doc
+	var err error
 	switch known := r.Table != nil && r.Table.Body != nil; {
 	case r.Operation.Request == vllm.NoBody:
 		d, err = readNothing(r)
@@ -87,6 +88,8 @@ func Read(r Request, lim Limits) (*Doc, verdict.Verdict) {
 		d, err = readJSON(r, lim)
 	case r.Operation.Request == vllm.FormBody && known:
 		d, err = readForm(r, lim)
+	default:
+		err = fmt.Errorf("operation %q has no table of fields for its %q body", r.Operation.ID, r.Operation.Request)
 	}
 	if err != nil {
 		return nil, asVerdict(err)
@@ -138,9 +141,6 @@ func readNothing(r Request) (*Doc, error) {
 
 // readJSON reads a JSON body.
 func readJSON(r Request, lim Limits) (*Doc, error) {
-	if _, err := checkType(r, "application/json"); err != nil {
-		return nil, err
-	}
 	body, err := readAll(r, lim.MaxJSONBytes)
 	if err != nil {
 		return nil, err

@@ -1,7 +1,6 @@
 package inspect
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -9,7 +8,6 @@ import (
 	"mime"
 	"mime/multipart"
 	"net/textproto"
-	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -45,24 +43,19 @@ type formReader struct {
 	source  *counted
 	text    int64    // bytes of text fields so far
 	names   []string // of text fields, in order
-	values  map[string][]jsontext.Value
+	values  map[string]jsontext.Value
 }
 
 func readForm(r Request, lim Limits) (*Doc, error) {
-	params, err := checkType(r, "multipart/form-data")
+	source, err := count(r, "multipart/form-data", lim.MaxFormBytes)
 	if err != nil {
 		return nil, err
 	}
-	boundary := params["boundary"]
-	if boundary == "" || len(boundary) > maxBoundary {
+	if source.boundary == "" || len(source.boundary) > maxBoundary {
 		return nil, badBody("Content-Type", -1, fmt.Sprintf("a boundary of 1 to %d characters is needed", maxBoundary))
 	}
-	source, err := count(r, lim.MaxFormBytes)
-	if err != nil {
-		return nil, err
-	}
-	f := &formReader{request: r, limits: lim, source: source, values: map[string][]jsontext.Value{}}
-	if err := f.read(multipart.NewReader(source, boundary)); err != nil {
+	f := &formReader{request: r, limits: lim, source: source, values: map[string]jsontext.Value{}}
+	if err := f.read(multipart.NewReader(source, source.boundary)); err != nil {
 		return nil, errors.Join(source.failure(err), f.close())
 	}
 	d, err := parseJSON(f.object(), r.Table.Body, lim)
@@ -113,10 +106,9 @@ func (f *formReader) part(part *multipart.Part) error {
 	pointer := printable(string(jsontext.Pointer("").AppendToken(name)))
 	field := f.request.Table.Body.Fields[name]
 	known := field != nil && field.Action != vllm.Drop
-	list := known && field.Shape != nil && field.Shape.Kind == vllm.Array
 	wantsFile := known && field.Shape != nil && field.Shape.Kind == vllm.File
 	switch {
-	case wantsFile && f.file != nil, known && !list && f.values[name] != nil:
+	case wantsFile && f.file != nil, known && !f.isList(name) && f.values[name] != nil:
 		return f.fault(pointer, "this field stands twice in the form")
 	case wantsFile && !isFile:
 		return f.fault(pointer, "must be a file, with a file name")
@@ -144,22 +136,36 @@ func (f *formReader) part(part *multipart.Part) error {
 // partFault is the refusal for a part that could not be read to its end; a full disk is not the caller's fault.
 func (f *formReader) partFault(err error, pointer string) error {
 	var disk *fs.PathError
-	var r *refusal
-	switch {
-	case err == nil || errors.As(err, &r):
-		return err
-	case errors.As(err, &disk):
+	if err == nil {
+		return nil
+	}
+	if errors.As(err, &disk) {
 		return refuse(verdict.Busy, fmt.Errorf("spooling a form: %w", err))
 	}
 	return f.fault(pointer, "the part does not end with the form's boundary")
 }
 
+// isList reports whether a field may stand several times.
+func (f *formReader) isList(name string) bool {
+	field := f.request.Table.Body.Fields[name]
+	return field != nil && field.Shape != nil && field.Shape.Kind == vllm.Array
+}
+
 // add remembers a text field, for object. What does not go up anyway is kept once.
 func (f *formReader) add(name string, value jsontext.Value) {
-	if f.values[name] == nil {
+	before, again := f.values[name]
+	list := f.isList(name)
+	switch {
+	case list && value.Kind() == 'n', again && !list:
+		return
+	case list && again:
+		value = append(append(before, ','), value...)
+	case list:
+		value = append(jsontext.Value{'['}, value...)
+	}
+	if f.values[name] = value; !again {
 		f.names = append(f.names, name)
 	}
-	f.values[name] = append(f.values[name], value)
 }
 
 // object is the text fields as a JSON object.
@@ -169,22 +175,12 @@ func (f *formReader) object() []byte {
 		if i > 0 {
 			all = append(all, ',')
 		}
-		all = append(quoted(all, name), ':')
-		if field := f.request.Table.Body.Fields[name]; field == nil || field.Shape == nil || field.Shape.Kind != vllm.Array {
-			all = append(all, f.values[name][0]...)
-			continue
+		all = append(append(quoted(all, name), ':'), f.values[name]...)
+		if f.isList(name) {
+			all = append(all, ']')
 		}
-		list := slices.DeleteFunc(f.values[name], func(v jsontext.Value) bool { return v.Kind() == 'n' })
-		all = append(append(append(all, '['), bytes.Join(asBytes(list), []byte{','})...), ']')
 	}
 	return append(all, '}')
-}
-
-func asBytes(list []jsontext.Value) (all [][]byte) {
-	for _, v := range list {
-		all = append(all, v)
-	}
-	return all
 }
 
 // literal is a form's text as the JSON that its field's shape expects; what does not look like it becomes a string,
@@ -200,14 +196,8 @@ func literal(s *vllm.Shape, text string) jsontext.Value {
 	if lower := strings.ToLower(text); lower == "true" || lower == "false" {
 		as = jsontext.Value(lower) // requests sends str(True)
 	}
-	arms := []*vllm.Shape{s}
-	if s != nil && s.Kind == vllm.Union {
-		arms = s.Any
-	}
-	for _, one := range arms {
-		if as.IsValid() && (one == nil || one.Kind != vllm.String && fits(one.Kind, as.Kind())) && as.Kind() != 'n' {
-			return as
-		}
+	if as.IsValid() && as.Kind() != 'n' && as.Kind() != '"' && (s == nil || fits(pick(s, as.Kind()).Kind, as.Kind())) {
+		return as
 	}
 	return quoted(nil, text)
 }
@@ -217,13 +207,10 @@ func partHead(header textproto.MIMEHeader) (name, filename string, isFile bool, 
 	if len(header) > maxPartHeaders {
 		return "", "", false, fmt.Sprintf("a part may have %d headers at most", maxPartHeaders)
 	}
-	for _, values := range header {
-		if len(values) > 1 {
-			return "", "", false, "a header stands twice in one part"
+	for key, values := range header {
+		if len(values) > 1 || key == "Content-Transfer-Encoding" {
+			return "", "", false, "a part must have each header once, and no transfer encoding"
 		}
-	}
-	if header.Get("Content-Transfer-Encoding") != "" {
-		return "", "", false, "a part must not have a transfer encoding"
 	}
 	if value := header.Get("Content-Type"); value != "" {
 		media, params, err := mime.ParseMediaType(value)

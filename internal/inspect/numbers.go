@@ -2,7 +2,6 @@ package inspect
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -11,44 +10,15 @@ import (
 	"github.com/vallum/vallum/internal/vllm"
 )
 
-func isRange(err error) bool { return errors.Is(err, strconv.ErrRange) }
-
-// integral is the part of a number literal that is written as an integer: "4" of "4" and of "4.0". pydantic also takes
-// 1e0 for an integer; no client writes that, so it is not accepted.
-func integral(literal []byte) ([]byte, bool) {
-	i := 0
-	if i < len(literal) && literal[i] == '-' {
-		i++
-	}
-	first := i
-	for i < len(literal) && literal[i] >= '0' && literal[i] <= '9' {
-		i++
-	}
-	switch {
-	case i == first:
-		return nil, false
-	case i == len(literal):
-		return literal, true
-	case literal[i] != '.' || i+1 == len(literal):
-		return nil, false
-	}
-	if len(bytes.TrimLeft(literal[i+1:], "0")) > 0 {
-		return nil, false
-	}
-	return literal[:i], true
-}
-
-// checkInteger is the integer's value and its spelling without ".0".
+// checkInteger is the integer's value and its spelling: "4" of "4" and of "4.0". pydantic also takes 1e0 for an integer;
+// no client writes that, so it is not accepted.
 func checkInteger(s *vllm.Shape, literal []byte) (value int64, digits []byte, ok bool) {
-	digits, ok = integral(literal)
-	if !ok || len(digits) > len("-9223372036854775808") {
+	digits, fraction, _ := bytes.Cut(literal, []byte("."))
+	if len(bytes.Trim(fraction, "0")) > 0 {
 		return 0, nil, false
 	}
 	value, err := strconv.ParseInt(string(digits), 10, 64)
-	if err != nil || s.Bounded && (value < s.Min || value > s.Max) {
-		return 0, nil, false
-	}
-	return value, digits, true
+	return value, digits, err == nil && (!s.Bounded || value >= s.Min && value <= s.Max)
 }
 
 // plainIntegers counts the elements of the list at b[0] when all of them are short integers in range and nothing else
@@ -68,22 +38,15 @@ func plainIntegers(b []byte, s *vllm.Shape) (n int64, ok bool) {
 		if i == first || i == len(b) || b[first] == '0' && i-first > 1 || s.Bounded && (value < s.Min || value > s.Max) {
 			return 0, false
 		}
-		n++
-		for i < len(b) && (b[i] == ' ' || b[i] == '\n' || b[i] == '\r' || b[i] == '\t') {
-			i++
-		}
-		if i == len(b) || b[i] != ',' {
-			return n, i < len(b) && b[i] == ']'
+		if n++; b[i] != ',' {
+			return n, b[i] == ']'
 		}
 	}
 }
 
 func checkNumber(s *vllm.Shape, literal []byte) bool {
-	if !s.Bounded {
-		return true
-	}
 	f, err := strconv.ParseFloat(string(literal), 64)
-	return err == nil && !math.IsNaN(f) && f >= float64(s.Min) && f <= float64(s.Max)
+	return !s.Bounded || err == nil && f >= float64(s.Min) && f <= float64(s.Max)
 }
 
 // kindWords say what a shape accepts.

@@ -24,9 +24,6 @@ type member struct {
 // fewer than a hundred rows.
 const maxRecorded = 1024
 
-// usualMembers is how many members a body mostly has at its top.
-const usualMembers = 12
-
 // sequence makes the cuts that take members or elements out and leave valid JSON: what follows a kept one goes with the
 // comma before it, what comes before the first kept one goes with the comma after it.
 type sequence struct {
@@ -55,7 +52,7 @@ func (q *sequence) add(cuts *[]Change, start, end int, why string) {
 }
 
 // object reads an object member by member.
-func (w *walker) object(s *vllm.Shape, t tags) error {
+func (w *walker) object(s *vllm.Shape, t tag) error {
 	if _, err := w.dec.ReadToken(); err != nil {
 		return badSyntax(w.body, err)
 	}
@@ -63,7 +60,7 @@ func (w *walker) object(s *vllm.Shape, t tags) error {
 	open := int(w.dec.InputOffset())
 	var list []member
 	if depth == 1 {
-		list = make([]member, 0, usualMembers)
+		list = make([]member, 0, 12) // what bodies mostly have
 	}
 	most := int64(maxRecorded)
 	if s.Kind == vllm.Map && s.MaxLen > 0 {
@@ -76,7 +73,7 @@ func (w *walker) object(s *vllm.Shape, t tags) error {
 			return w.mismatch(fmt.Sprintf("the object may have %d members at most", most))
 		}
 		mark := len(w.cuts)
-		m, err := w.member(s, &t)
+		m, err := w.member(s, t)
 		if err != nil {
 			return err
 		}
@@ -101,7 +98,7 @@ func (w *walker) object(s *vllm.Shape, t tags) error {
 }
 
 // member reads one member: its name decides what becomes of its value.
-func (w *walker) member(s *vllm.Shape, t *tags) (m member, err error) {
+func (w *walker) member(s *vllm.Shape, t tag) (m member, err error) {
 	raw, err := w.skip()
 	if err != nil {
 		return m, err
@@ -112,7 +109,7 @@ func (w *walker) member(s *vllm.Shape, t *tags) (m member, err error) {
 	kind := w.dec.PeekKind()
 	m.value = w.next()
 	w.kidsOpen, w.kids = 0, nil
-	chosen, isTag := t.named(name)
+	isTag := t.name == string(name) && t.name != ""
 	f := row(s, name)
 	if f == nil && isTag {
 		f = tagField
@@ -121,14 +118,14 @@ func (w *walker) member(s *vllm.Shape, t *tags) (m member, err error) {
 		_, err = w.skip()
 		m.why, isTag = "null", false
 	} else {
-		m.why, err = w.field(f, tags{})
+		m.why, err = w.field(f, tag{})
 	}
 	if err != nil {
 		return m, err
 	}
 	m.end, m.open, m.kids = int(w.dec.InputOffset()), w.kidsOpen, w.kids
 	if isTag {
-		return m, w.checkTag(m, chosen)
+		return m, w.checkTag(m, t.value)
 	}
 	return m, nil
 }
@@ -157,7 +154,7 @@ func row(s *vllm.Shape, name []byte) *vllm.Field {
 }
 
 // field reads a value as its row of the table says; no row is an unknown field.
-func (w *walker) field(f *vllm.Field, t tags) (why string, err error) {
+func (w *walker) field(f *vllm.Field, t tag) (why string, err error) {
 	if f != nil && (f.Action == vllm.Pass || f.Action == vllm.Write) {
 		return w.passed(f, t)
 	}
@@ -178,7 +175,7 @@ func (w *walker) field(f *vllm.Field, t tags) (why string, err error) {
 }
 
 // passed reads a field whose value counts; the gateway writes its own over what is Write.
-func (w *walker) passed(f *vllm.Field, t tags) (why string, err error) {
+func (w *walker) passed(f *vllm.Field, t tag) (why string, err error) {
 	before := len(w.caps)
 	why, err = w.value(f.Shape, f.Fact, t)
 	if len(w.caps) > before && f.Fact == vllm.FactOutputCap {
@@ -195,24 +192,15 @@ const maxDefault = 4 << 10
 
 // isDefault reports whether a value is one of the literals, however it is spelt (RFC 8785).
 func isDefault(raw jsontext.Value, literals []string) bool {
-	if len(raw) > maxDefault {
+	if len(literals) == 0 || len(raw) > maxDefault {
 		return false
 	}
-	var canonical jsontext.Value
-	for _, literal := range literals {
-		if string(raw) == literal {
-			return true
-		}
-		if canonical == nil {
-			canonical = raw.Clone()
-			if canonical.Canonicalize() != nil {
-				return false
-			}
-		}
-		want := jsontext.Value(literal)
-		if want.Canonicalize() == nil && bytes.Equal(canonical, want) {
-			return true
-		}
+	canonical := raw.Clone()
+	if canonical.Canonicalize() != nil {
+		return false
 	}
-	return false
+	return slices.ContainsFunc(literals, func(literal string) bool {
+		want := jsontext.Value(literal)
+		return want.Canonicalize() == nil && bytes.Equal(canonical, want)
+	})
 }

@@ -21,18 +21,23 @@ var ErrBusy = errors.New("there is no room to buffer the body")
 type counted struct {
 	body             io.Reader
 	n, length, limit int64
+	boundary         string // of the Content-Type
 	err              error
 }
 
-// count begins to read a body of at most limit bytes.
-func count(r Request, limit int64) (*counted, error) {
+// count begins to read a body of one media type and at most limit bytes.
+func count(r Request, media string, limit int64) (*counted, error) {
+	params, err := checkType(r, media)
+	if err != nil {
+		return nil, err
+	}
 	if r.Length > limit {
 		return nil, tooLarge(limit)
 	}
 	if r.Body == nil || r.Length == 0 {
 		return nil, badBody("", -1, "the body is empty")
 	}
-	return &counted{body: r.Body, length: r.Length, limit: limit}, nil
+	return &counted{body: r.Body, length: r.Length, limit: limit, boundary: params["boundary"]}, nil
 }
 
 func (c *counted) Read(p []byte) (int, error) {
@@ -77,7 +82,7 @@ const firstBuffer = 1 << 20
 
 // readAll reads a whole JSON body.
 func readAll(r Request, limit int64) ([]byte, error) {
-	source, err := count(r, limit)
+	source, err := count(r, "application/json", limit)
 	if err != nil {
 		return nil, err
 	}

@@ -84,8 +84,8 @@ func badSyntax(body []byte, err error) error {
 		what = "the JSON ends too early"
 	case body[at] == '\\':
 		what = "not a valid escape sequence, or half of a surrogate pair"
-	case body[at] >= 0x80:
-		what = "not valid UTF-8"
+	case body[at] >= 0x80 || body[at] == 0: // Python would detect UTF-16 and UTF-32, with a byte order mark or by the zeros
+		what = "not plain UTF-8"
 	case body[at] < ' ':
 		what = "a control character stands unescaped"
 	case body[at] == 'N', body[at] == 'I', body[at] == '-':

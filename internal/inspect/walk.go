@@ -35,15 +35,17 @@ type walker struct {
 
 // parseJSON checks a body against its shape.
 func parseJSON(body []byte, shape *vllm.Shape, lim Limits) (*Doc, error) {
-	if err := checkEncoding(body); err != nil {
-		return nil, err
-	}
 	if err := checkBounds(body, lim); err != nil {
 		return nil, err
 	}
-	w := &walker{document: document{body: body}, dec: borrowDecoder(body), limits: lim}
-	defer returnDecoder(w.dec, len(body))
-	if _, err := w.value(shape, vllm.NoFact, tags{}); err != nil {
+	w := &walker{document: document{body: body}, dec: decoders.Get().(*jsontext.Decoder), limits: lim}
+	w.dec.Reset(bytes.NewBuffer(body))
+	defer func() {
+		if w.dec.Reset(bytes.NewBuffer(nil)); len(body) <= keptDecoder { // it must not hold on to the body
+			decoders.Put(w.dec)
+		}
+	}()
+	if _, err := w.value(shape, vllm.NoFact, tag{}); err != nil {
 		return nil, err
 	}
 	end := int(w.dec.InputOffset())
@@ -60,35 +62,8 @@ var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
 // keptDecoder bounds the body of a decoder that is kept: a large one may have grown large.
 const keptDecoder = 256 << 10
 
-func borrowDecoder(body []byte) *jsontext.Decoder {
-	dec, _ := decoders.Get().(*jsontext.Decoder)
-	dec.Reset(bytes.NewBuffer(body))
-	return dec
-}
-
-func returnDecoder(dec *jsontext.Decoder, size int) {
-	if size > keptDecoder {
-		return
-	}
-	dec.Reset(bytes.NewBuffer(nil)) // it must not hold on to the body
-	decoders.Put(dec)
-}
-
-// checkEncoding refuses what Python's json module would detect and decode although it is not plain UTF-8.
-func checkEncoding(body []byte) error {
-	for _, mark := range []string{"\xef\xbb\xbf", "\xff\xfe", "\xfe\xff"} {
-		if bytes.HasPrefix(body, []byte(mark)) {
-			return badBody("", 0, "a byte order mark; plain UTF-8 is needed")
-		}
-	}
-	if i := bytes.IndexByte(body[:min(4, len(body))], 0); i >= 0 {
-		return badBody("", i, "not UTF-8")
-	}
-	return nil
-}
-
 // value reads the next value against its shape. A removed value was read, but must not go up: why says the reason.
-func (w *walker) value(s *vllm.Shape, fact vllm.Fact, t tags) (why string, err error) {
+func (w *walker) value(s *vllm.Shape, fact vllm.Fact, t tag) (why string, err error) {
 	kind := w.dec.PeekKind()
 	if s = pick(s, kind); s == nil {
 		return "", w.mismatch("must be absent")
@@ -209,7 +184,7 @@ func (w *walker) array(s *vllm.Shape, fact vllm.Fact) error {
 			return w.mismatch(fmt.Sprintf("the list may have %d elements at most", s.MaxLen))
 		}
 		start, mark := w.next(), len(w.cuts)
-		why, err := w.value(s.Elem, vllm.NoFact, tags{})
+		why, err := w.value(s.Elem, vllm.NoFact, tag{})
 		if err != nil {
 			return err
 		}
@@ -240,12 +215,11 @@ func integerOf(elem *vllm.Shape) *vllm.Shape {
 }
 
 // choice reads an object whose shape one of its members chooses.
-func (w *walker) choice(s *vllm.Shape, t tags) (why string, err error) {
-	tag := w.findTag(s)
-	f := variant(s, tag)
-	t, ok := t.with(s.Tag, tag)
-	if f == nil || !ok {
+func (w *walker) choice(s *vllm.Shape, t tag) (why string, err error) {
+	chosen := lookAhead(w.body[w.next():], s.Tag)
+	f := variant(s, chosen)
+	if f == nil || t.name != "" { // a shape that is chosen by two members is in no table
 		return "", w.noVariant(s)
 	}
-	return w.field(f, t)
+	return w.field(f, tag{s.Tag, chosen})
 }
