@@ -61,7 +61,12 @@ type standFleet struct {
 func newFleet(ctx context.Context, dir string, chosen []suite) *standFleet {
 	ctx, cancel := context.WithCancel(ctx)
 	f := &standFleet{ctx: ctx, cancel: cancel, dir: dir, slots: map[string]*slot{}, sem: make(chan struct{}, atOnce)}
-	f.build = sync.OnceValues(func() (string, error) { return realvallum.Build(ctx, "..", dir) })
+	f.build = sync.OnceValues(func() (string, error) {
+		if *built != "" {
+			return *built, nil
+		}
+		return realvallum.Build(ctx, "..", dir)
+	})
 	for _, s := range chosen {
 		f.slots[s.config.Name] = &slot{done: make(chan struct{})}
 	}
@@ -144,7 +149,7 @@ func (f *standFleet) startGate(st *stand, s suite) error {
 	}
 	st.keys = map[string]string{}
 	for _, k := range people {
-		if st.keys[k.Name], err = realvallum.CreateKey(f.ctx, binary, config, state, k); err != nil {
+		if st.keys[k.Name], err = realvallum.CreateKey(f.ctx, binary, state, k); err != nil {
 			return err
 		}
 	}

@@ -20,6 +20,7 @@ import (
 var (
 	table = report.New(os.Stdout)
 	fleet *standFleet
+	built = flag.String("vallum", "", "a vallum binary to prove, instead of building the tree's")
 	keep  = flag.Bool("keep", false, "keep the folder with logs, state and records")
 )
 

@@ -172,13 +172,10 @@ type Key struct {
 
 // CreateKey makes a key in a state directory, with or without a daemon running
 // on it, and returns the secret.
-func CreateKey(ctx context.Context, binary, config, state string, k Key) (string, error) {
+func CreateKey(ctx context.Context, binary, state string, k Key) (string, error) {
 	args := []string{"keys", "create", "--name", k.Name, "--role", k.Role, "--state", state}
 	if k.Tenant != "" {
 		args = append(args, "--tenant", k.Tenant)
-	}
-	if config != "" {
-		args = append(args, "--config", config)
 	}
 	cmd := exec.CommandContext(ctx, binary, args...)
 	var stderr bytes.Buffer
