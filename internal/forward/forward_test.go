@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -474,6 +475,14 @@ func TestTargetsThatAreRefused(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "canary") {
 			t.Errorf("%q: %v", c.target, err)
 		}
+	}
+}
+
+func TestATargetPrintsNoKey(t *testing.T) {
+	target := Target{Name: "n", Key: "canary"}
+	b, err := json.Marshal(target)
+	if got := fmt.Sprintf("%v %+v %#v %s %s", target, target, target, &target, b); err != nil || strings.Contains(got, "canary") {
+		t.Errorf("%s, %v", got, err)
 	}
 }
 

@@ -213,6 +213,7 @@ func (s *relay) finish(err error) verdict.Outcome {
 		s.release() // the upstream is to stop at once, however slow the caller is
 	}
 	s.out.Cause = err
+	_ = s.rc.SetWriteDeadline(time.Now().Add(s.up.timeouts.Write)) // the last one may lie long back, and net/http still ends the body
 	if tail := s.call.Rewriter.Finish(cause); len(tail) > 0 && s.gone == nil {
 		s.write(tail)
 	}

@@ -15,10 +15,16 @@ import (
 type Target struct {
 	Name     string      // the operator's
 	URL      *url.URL    // http://HOST[:PORT], https://HOST[:PORT] or unix:/PATH
-	Key      string      // vLLM's own key; "" when it has none
+	Key      string      `json:"-"` // vLLM's own key; "" when it has none
 	TLS      *tls.Config // for https: CA, client certificate; TLS 1.2 at least is set here. May be nil
 	Timeouts Timeouts
 }
+
+// String is the target's name: what is printed of it holds no key.
+func (t Target) String() string { return t.Name }
+
+// GoString is the same for %#v.
+func (t Target) GoString() string { return t.Name }
 
 // Timeouts of one upstream. Zero means the default. None limits a stream that moves, however long it is.
 type Timeouts struct {

@@ -87,7 +87,7 @@ func (r *Reply) interesting(e event, rest []byte) bool {
 		return true
 	}
 	return bytes.Contains(rest, usageName) || bytes.Contains(rest, fingerprint) || bytes.Contains(rest, errorName) ||
-		bytes.Contains(rest, abort) || bytes.Contains(rest, stopReason)
+		bytes.Contains(rest, abort) || bytes.Contains(rest, transferName)
 }
 
 // slow reads the event's JSON and makes the splices.

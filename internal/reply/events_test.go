@@ -41,6 +41,7 @@ func TestChatStream(t *testing.T) {
 		{"another name, in every event and not in the text", Options{Model: "gpt"}, []string{chunk("a"), text, last, done}, asked.Replace(chunk("a") + text + last + done)},
 		{"usage that only we asked for", Options{InjectedUsage: true}, []string{chunk("a"), usageChunk, done}, chunk("a") + done},
 		{"usage that the caller asked for", Options{HideCached: true}, []string{chunk("a"), usageChunk, done}, chunk("a") + strings.Replace(usageChunk, `:16`, `:0`, 1) + done},
+		{"addresses of the engine", Options{}, []string{strings.Replace(chunk("a"), `}]}`, `}],"kv_transfer_params":{"remote_host":"10.0.0.7"}}`, 1), done}, strings.Replace(chunk("a"), `}]}`, `}],"kv_transfer_params":null}`, 1) + done},
 		{"comments and CRLF", Options{Model: "gpt"}, []string{": keep-alive\n\n", strings.ReplaceAll(chunk("a"), "\n", "\r\n"), chunk("b"), done}, ": keep-alive\n\n" + asked.Replace(strings.ReplaceAll(chunk("a"), "\n", "\r\n")+chunk("b")) + done},
 		{"data on two lines", Options{Model: "gpt"}, []string{"data: {\"model\":\"tiny\",\ndata: \"choices\":[1]}\n\n", done}, "data: {\"model\":\"gpt\", \"choices\":[1]}\n\n" + done},
 	} {

@@ -171,11 +171,11 @@ func mediaType(contentType string) string {
 // What an event has to hold before it is looked into. Inside model text the quotes are escaped, so text is never taken
 // for a member.
 var (
-	abort       = []byte(`"abort"`)
-	billed      = []byte(`"billed_units"`)
-	usageName   = []byte(`"usage"`)
-	modelName   = []byte(`"model"`)
-	fingerprint = []byte(`"system_fingerprint"`)
-	errorName   = []byte(`"error"`)
-	stopReason  = []byte(`"stop_reason"`)
+	abort        = []byte(`"abort"`)
+	billed       = []byte(`"billed_units"`)
+	usageName    = []byte(`"usage"`)
+	modelName    = []byte(`"model"`)
+	fingerprint  = []byte(`"system_fingerprint"`)
+	errorName    = []byte(`"error"`)
+	transferName = []byte(`_transfer_params"`)
 )

@@ -43,6 +43,10 @@ func TestWholeTakesOutWhatMustNotLeave(t *testing.T) {
 			"a fingerprint in front takes its comma along", "chat.create", Options{}, `{ "system_fingerprint": null , "system_fingerprint":"x", "id":"1","usage":null}`, `{ "id":"1","usage":null}`,
 			vllm.Usage{},
 		},
+		{
+			"addresses of the engine", "chat.create", Options{}, `{"id":"1","kv_transfer_params":{"remote_host":"10.0.0.7"},"ec_transfer_params": [1]}`,
+			`{"id":"1","kv_transfer_params":null,"ec_transfer_params": null}`, vllm.Usage{},
+		},
 		{"nothing but a fingerprint", "chat.create", Options{}, `{"system_fingerprint":"x"}`, `{}`, vllm.Usage{}},
 		{
 			"messages: the sum stands in input_tokens, or the difference tells", "messages.create", Options{HideCached: true}, messagesWhole,

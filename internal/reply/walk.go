@@ -250,6 +250,11 @@ func (w *walker) header(p place, name, value []byte, at span) {
 		}
 	case `"stop_reason"`:
 		w.found.stopNull = value[0] == 'n'
+	case `"kv_transfer_params"`, `"ec_transfer_params"`:
+		// with a connector these are the engine's addresses and block ids (CVE-2026-94622), for a router of vLLM's own
+		if value[0] != 'n' {
+			w.splices = append(w.splices, splice{at.from, at.to, "null"})
+		}
 	}
 }
 
