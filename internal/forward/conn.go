@@ -24,7 +24,6 @@ type conn struct {
 	headSize  int64  // bytes of the head that was sent
 	used      bool   // it served a request before
 	idleSince time.Time
-	deadlines bool // a deadline is set
 }
 
 func newConn(rw, raw net.Conn) *conn {

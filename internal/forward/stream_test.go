@@ -60,8 +60,8 @@ func TestStreamSplitAtEveryByte(t *testing.T) {
 		c := streamCall(t)
 		c.Rewriter = &plain{event: func(e []byte) []byte { events = append(events, string(e)); return e }}
 		client, server := net.Pipe()
-		defer server.Close()
-		defer client.Close()
+		defer shut(server)
+		defer shut(client)
 		w := httptest.NewRecorder()
 		x := &exchange{up: &Upstream{timeouts: Timeouts{}.withDefaults()}, ctx: t.Context(), w: w, call: &c, start: time.Now(), unhook: func() bool { return false }}
 		x.conn = newConn(client, client)
@@ -107,7 +107,7 @@ func TestEachEventLeavesAtOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer response.Body.Close()
+	defer shut(response.Body)
 	lines := bufio.NewReader(response.Body)
 	for i := range 5 {
 		line, err := lines.ReadString('\n')

@@ -147,7 +147,7 @@ func TestEachEventLeavesAtOnceOverHTTP2(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer response.Body.Close()
+	defer shut(response.Body)
 	if response.ProtoMajor != 2 {
 		t.Fatalf("this is %s", response.Proto)
 	}

@@ -16,7 +16,7 @@ type Target struct {
 	Name     string      // the operator's
 	URL      *url.URL    // http://HOST[:PORT], https://HOST[:PORT] or unix:/PATH
 	Key      string      `json:"-"` // vLLM's own key; "" when it has none
-	TLS      *tls.Config // for https: CA, client certificate; TLS 1.2 at least is set here. May be nil
+	TLS      *tls.Config `json:"-"` // for https: CA, client certificate; TLS 1.2 at least is set here. May be nil
 	Timeouts Timeouts
 }
 
