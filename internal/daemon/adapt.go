@@ -39,7 +39,7 @@ func (l limiter) Take(keyID string, p policy.Limits, now time.Time) (gateway.Slo
 type registry struct{ keys *authn.Authenticator }
 
 func (r registry) Register(keyID string, roles []string, cancel func(error)) func() {
-	return r.keys.Register(keyID, roles, func(why error) { cancel(errors.Join(forward.ErrRevoked, why)) })
+	return r.keys.Register(keyID, roles, func(why error) { cancel(errors.Join(verdict.ErrRevoked, why)) })
 }
 
 // salter makes cache salts: HMAC-SHA-256 of the tenant under a secret of the state directory. 43 characters of
@@ -132,13 +132,6 @@ func (s *sender) Send(ctx context.Context, w http.ResponseWriter, c gateway.Call
 		Grant: c.Grant, RequestID: c.ID, ContentType: c.Body.ContentType, Body: c.Body.Bytes, Reader: c.Body.Reader, Length: c.Body.Length,
 		Stream: c.Grant.Stream(), MaxReply: c.MaxReply, Rewriter: c.Reply,
 	})
-	switch {
-	case out.Ended == verdict.UpstreamError && out.UpStatus == 0:
-		s.known.Failed(out.BytesUp == 0, fmt.Sprint(out.Cause))
-	case out.UpStatus >= 500:
-		s.known.Failed(false, fmt.Sprintf("it answers %d", out.UpStatus))
-	case out.UpStatus > 0:
-		s.known.Answered()
-	}
+	s.known.Done(out)
 	return out
 }

@@ -113,6 +113,15 @@ func (d *Daemon) open(ctx context.Context, conf *config.Config) error {
 
 // gauges are what is held now, read at each scrape.
 func (d *Daemon) gauges() {
+	d.meter.Upstreams(func() map[string]bool {
+		up := map[string]bool{}
+		if s := d.current.Load(); s != nil {
+			for _, st := range s.picker.set.States() {
+				up[st.Name] = st.Alive
+			}
+		}
+		return up
+	})
 	d.meter.Gauge("audit_queue", "Records that wait to be written.", func() float64 { st := d.records.Stats(); return float64(st.Waiting) + float64(st.Kept) })
 	d.meter.Gauge("audit_unsigned", "Records under no checkpoint yet.", func() float64 { st := d.records.Stats(); return float64(st.Lines - min(st.Lines, st.Signed)) })
 	d.meter.Gauge("buffered_bytes", "Bytes of request bodies held.", func() float64 { return float64(d.memory.Taken()) })

@@ -11,7 +11,7 @@ import (
 
 	"github.com/vallum/vallum/internal/admin"
 	"github.com/vallum/vallum/internal/config"
-	"github.com/vallum/vallum/internal/forward"
+	"github.com/vallum/vallum/internal/verdict"
 )
 
 // listen opens every address of the configuration before anything is served, so that a taken port stops the start.
@@ -100,7 +100,7 @@ func (d *Daemon) shutdown(clients, others []*server, drain time.Duration) error 
 	}
 	if late {
 		d.log.Warn("requests still ran at the end of the drain; they were ended", "drain", drain)
-		d.cut(forward.ErrDrained)
+		d.cut(verdict.ErrDrained)
 		last, stop := context.WithTimeout(context.Background(), 2*time.Second)
 		defer stop()
 		for _, s := range clients {

@@ -45,13 +45,6 @@ type Rewriter interface {
 	UpMessage() string
 }
 
-// The causes with which the gateway cancels a request's context. Any other cause means that the client left.
-var (
-	ErrRevoked = errors.New("the key, or its role, was taken away")
-	ErrDrained = errors.New("the deadline of the shutdown came")
-	ErrBudget  = errors.New("a limit ran out")
-)
-
 const (
 	defaultMaxReply = 64 << 20
 	maxErrorBody    = 64 << 10
@@ -191,27 +184,18 @@ func (x *exchange) broken(err error) verdict.Verdict {
 func (x *exchange) cancelled(err error) verdict.Verdict {
 	x.out.Ended = causeOf(x.ctx)
 	cause := fmt.Errorf("%w (%w)", context.Cause(x.ctx), err)
-	switch x.out.Ended {
-	case verdict.KeyRevoked:
-		return verdict.Refuse(verdict.Revoked, cause)
-	case verdict.Drained:
-		return verdict.Refuse(verdict.ShuttingDown, cause)
-	case verdict.BudgetEnded:
-		return verdict.Refuse(verdict.OverBudget, cause)
+	var cut *verdict.Cut
+	if errors.As(context.Cause(x.ctx), &cut) {
+		return verdict.Refuse(cut.Reason(), cause)
 	}
-	return verdict.Refuse(verdict.UpstreamFailed, fmt.Errorf("the client left: %w", cause))
+	return verdict.Refuse(verdict.CallerLeft, cause)
 }
 
-// causeOf says how a cancelled context ended the request.
+// causeOf says how a cancelled context ended the request: by a cause of the gateway's own, or because the client left.
 func causeOf(ctx context.Context) verdict.Ended {
-	cause := context.Cause(ctx)
-	switch {
-	case errors.Is(cause, ErrRevoked):
-		return verdict.KeyRevoked
-	case errors.Is(cause, ErrDrained):
-		return verdict.Drained
-	case errors.Is(cause, ErrBudget):
-		return verdict.BudgetEnded
+	var cut *verdict.Cut
+	if errors.As(context.Cause(ctx), &cut) {
+		return cut.Ended
 	}
 	return verdict.ClientLeft
 }

@@ -280,10 +280,10 @@ func TestWhyARequestWasCancelled(t *testing.T) {
 		ended  verdict.Ended
 		reason verdict.Reason
 	}{
-		ErrRevoked: {verdict.KeyRevoked, verdict.Revoked},
-		ErrDrained: {verdict.Drained, verdict.ShuttingDown},
-		ErrBudget:  {verdict.BudgetEnded, verdict.OverBudget},
-		nil:        {verdict.ClientLeft, verdict.UpstreamFailed},
+		verdict.ErrRevoked: {verdict.KeyRevoked, verdict.Revoked},
+		verdict.ErrDrained: {verdict.Drained, verdict.ShuttingDown},
+		verdict.ErrBudget:  {verdict.BudgetEnded, verdict.OverBudget},
+		nil:                {verdict.ClientLeft, verdict.CallerLeft},
 	} {
 		for _, began := range []bool{false, true} {
 			arrived := make(chan struct{})

@@ -60,14 +60,18 @@ type Cut struct{ Ended Ended }
 var (
 	ErrRevoked = &Cut{KeyRevoked}
 	ErrDrained = &Cut{Drained}
+	ErrBudget  = &Cut{BudgetEnded}
 )
 
 func (c *Cut) Error() string { return "request ended by the gateway: " + c.Ended.String() }
 
 // Reason is what the caller is told.
 func (c *Cut) Reason() Reason {
-	if c.Ended == KeyRevoked {
+	switch c.Ended {
+	case KeyRevoked:
 		return Revoked
+	case BudgetEnded:
+		return OverBudget
 	}
 	return ShuttingDown
 }

@@ -41,6 +41,7 @@ const (
 	UnsupportedByUpstream
 	UpstreamRefused
 	Revoked
+	CallerLeft
 	ShuttingDown
 	InternalError
 	reasonCount // how many there are; not a reason
@@ -103,6 +104,7 @@ var reasons = [reasonCount]info{
 	UnsupportedByUpstream: {"unsupported_by_upstream", 400, invalid, invalid, "The model server does not support a parameter of the request.", "vLLM refused a field; the record has its message.", 0, false},
 	UpstreamRefused:       {"upstream_refused", 400, invalid, invalid, "The model server refused the request.", "vLLM answered 4xx; the record has its message. `upstream_errors: pass` shows it to callers.", 0, false},
 	Revoked:               {"revoked", 401, "authentication_error", "authentication_error", "The API key was revoked.", "The key was revoked, or lost the role, while its request was running.", 0, false},
+	CallerLeft:            {"client_left", 499, invalid, invalid, "The caller left before the answer began.", "The client closed its connection; nothing is wrong here. 499 is nginx's status for it, and nobody reads it.", 0, true},
 	ShuttingDown:          {"shutting_down", 503, serverErr, overloaded, "The gateway is shutting down.", "SIGTERM: running requests may end until the drain deadline, new ones are refused.", time.Second, false},
 	InternalError:         {"internal_error", 500, serverErr, apiError, "The gateway failed.", "A panic was caught; the log has its stack. Report it.", 0, true},
 }
