@@ -72,7 +72,6 @@ func (w *walker) object(s *vllm.Shape, t tag) error {
 		if count++; count > most {
 			return w.mismatch(fmt.Sprintf("the object may have %d members at most", most))
 		}
-		mark := len(w.cuts)
 		m, err := w.member(s, t)
 		if err != nil {
 			return err
@@ -81,7 +80,7 @@ func (w *walker) object(s *vllm.Shape, t tag) error {
 			list = append(list, m)
 			continue
 		}
-		if err := w.take(&seq, m.start, mark, m.why); err != nil {
+		if err := w.take(&seq, m.start, m.why); err != nil {
 			return err
 		}
 	}

@@ -144,12 +144,9 @@ func (w *walker) wrong(raw jsontext.Value, what string) error {
 // pointer names the value that was read last.
 func (w *walker) pointer() string { return printable(string(w.dec.StackPointer())) }
 
-// take keeps a member or an element below the second level, or cuts it out, with all changes inside it, which are
-// those from mark on. The changes are bounded: each costs more memory than the bytes that it removes.
-func (w *walker) take(seq *sequence, start, mark int, why string) error {
-	if why != "" {
-		w.cuts = w.cuts[:mark]
-	}
+// take keeps a member or an element below the second level, or cuts it out. The changes are bounded: each costs more
+// memory than the bytes that it removes.
+func (w *walker) take(seq *sequence, start int, why string) error {
 	seq.add(&w.cuts, start, int(w.dec.InputOffset()), why)
 	if len(w.cuts) <= w.limits.MaxChanges {
 		return nil
@@ -157,7 +154,7 @@ func (w *walker) take(seq *sequence, start, mark int, why string) error {
 	return badBody(w.pointer(), start, fmt.Sprintf("more than %d members would have to be removed", w.limits.MaxChanges))
 }
 
-// array reads a list. It has no place for null: an element cannot be absent.
+// array reads a list. It has no place for null, unless its elements are free: an element cannot be absent.
 func (w *walker) array(s *vllm.Shape, fact vllm.Fact) error {
 	integer := integerOf(s.Elem)
 	tokens := integer != nil && integer != s.Elem // then the bound is on the other elements
@@ -177,18 +174,15 @@ func (w *walker) array(s *vllm.Shape, fact vllm.Fact) error {
 		if count++; kind == '0' {
 			numbers++
 		}
-		switch {
-		case kind == 'n' && (s.Elem == nil || s.Elem.Kind != vllm.Free):
-			return w.mismatch("null cannot stand in a list")
-		case s.MaxLen > 0 && (count > s.MaxLen && !tokens || count-numbers > s.MaxLen):
+		if s.MaxLen > 0 && (count > s.MaxLen && !tokens || count-numbers > s.MaxLen) {
 			return w.mismatch(fmt.Sprintf("the list may have %d elements at most", s.MaxLen))
 		}
-		start, mark := w.next(), len(w.cuts)
+		start := w.next()
 		why, err := w.value(s.Elem, vllm.NoFact, tag{})
 		if err != nil {
 			return err
 		}
-		if err := w.take(&seq, start, mark, why); err != nil {
+		if err := w.take(&seq, start, why); err != nil {
 			return err
 		}
 	}
