@@ -218,11 +218,15 @@ roles:
 `
 
 func (s *stand) startVallum(ctx context.Context, dir string) (*target, error) {
-	state, conf := filepath.Join(dir, "state"), filepath.Join(dir, "vallum.yaml")
+	// A folder of its own: the daemon watches the configuration's.
+	state, conf := filepath.Join(dir, "state"), filepath.Join(dir, "conf", "vallum.yaml")
+	if err := os.Mkdir(filepath.Dir(conf), 0o700); err != nil {
+		return nil, err
+	}
 	if err := os.WriteFile(conf, fmt.Appendf(nil, vallumConf, state, s.upstream.address), 0o600); err != nil {
 		return nil, err
 	}
-	key, err := realvallum.CreateKey(ctx, s.vallum, "", state, realvallum.Key{Name: "bench", Role: "bench"})
+	key, err := realvallum.CreateKey(ctx, s.vallum, state, realvallum.Key{Name: "bench", Role: "bench"})
 	if err != nil {
 		return nil, err
 	}
