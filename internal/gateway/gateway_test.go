@@ -10,7 +10,6 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -27,7 +26,6 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fakes are all the stages that the gateway does not know; each can be told to refuse, to forget or to panic.
 type fakes struct {
-	mu       sync.Mutex
 	key      verdict.Verdict
 	slot     verdict.Verdict
 	reserve  verdict.Verdict
