@@ -122,11 +122,11 @@ func (d *Daemon) gauges() {
 		}
 		return up
 	})
-	d.meter.Gauge("audit_queue", "Records that wait to be written.", func() float64 { st := d.records.Stats(); return float64(st.Waiting) + float64(st.Kept) })
-	d.meter.Gauge("audit_unsigned", "Records under no checkpoint yet.", func() float64 { st := d.records.Stats(); return float64(st.Lines - min(st.Lines, st.Signed)) })
-	d.meter.Gauge("buffered_bytes", "Bytes of request bodies held.", func() float64 { return float64(d.memory.Taken()) })
-	d.meter.Gauge("slots", "Slots taken by running requests.", func() float64 { slots, _ := d.limits.InUse(); return float64(slots) })
-	d.meter.Gauge("reserved_tokens", "Tokens reserved by running requests.", func() float64 { _, tokens := d.limits.InUse(); return float64(tokens) })
+	d.meter.Gauge("vallum_audit_queue", "Records that wait to be written.", func() float64 { st := d.records.Stats(); return float64(st.Waiting) + float64(st.Kept) })
+	d.meter.Gauge("vallum_audit_unsigned", "Records under no checkpoint yet.", func() float64 { st := d.records.Stats(); return float64(st.Lines - min(st.Lines, st.Signed)) })
+	d.meter.Gauge("vallum_buffered_bytes", "Bytes of request bodies held.", func() float64 { return float64(d.memory.Taken()) })
+	d.meter.Gauge("vallum_slots", "Slots taken by running requests.", func() float64 { slots, _ := d.limits.InUse(); return float64(slots) })
+	d.meter.Gauge("vallum_reserved_tokens", "Tokens reserved by running requests.", func() float64 { _, tokens := d.limits.InUse(); return float64(tokens) })
 }
 
 func (d *Daemon) close() error {
@@ -173,6 +173,7 @@ func (d *Daemon) serve(ctx, work context.Context, conf *config.Config) error {
 	}
 	d.running.Go(func() { d.watch(work) })
 	d.settle(ctx)
+	slackenHeap()
 	d.announce(servers, probes, first)
 	select {
 	case <-ctx.Done():

@@ -1,0 +1,389 @@
+// Package gatetest is a whole gateway on loopback in one call, in front of a fake vLLM, for tests.
+// It refuses to leave anything behind: a gateway that does not end, or that still holds slots, tokens or memory when
+// its test is over, fails the test.
+package gatetest
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vallum/vallum/internal/audit"
+	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/daemon"
+	"github.com/vallum/vallum/internal/store"
+	"github.com/vallum/vallum/internal/vllmtest"
+)
+
+// Options of Start. The zero Options is a gateway in plain HTTP before a fake that serves the model "tiny", with one key,
+// "app", of the built-in role inference.
+type Options struct {
+	Fake     vllmtest.Options // its Key becomes the upstream's key_file
+	Upstream string           // URL of an upstream that the test runs itself; then no fake is started
+	UpExtra  string           // further lines of the upstream, as they stand in its mapping: "ca: FILE"
+	Listener string           // further lines of the listener, as "terminated_by: [127.0.0.0/8]"
+	Config   string           // further top-level YAML: roles, timeouts, bodies …
+	TLS      bool             // clients connect by TLS, with HTTP/2
+	State    string           // state directory; "" makes one
+	Keys     []store.NewKey   // made before the start; nil: the key "app" of the role inference
+	NoKeys   bool             // make none: the gateway makes its first key
+	Terminal bool             // the screen is a terminal
+}
+
+// Gate is a running gateway and what is in front of and behind it.
+type Gate struct {
+	URL    string // where clients connect
+	Probes string // where /readyz and /metrics are
+	Fake   *vllmtest.Server
+	State  string
+	Client *http.Client // trusts the gateway's certificate; HTTP/2 where TLS is on
+	Log    *Text        // what the daemon logged
+	Screen *Text        // what it showed
+
+	t       *testing.T
+	file    string
+	store   *store.Store
+	secrets map[string]string
+	cert    *Certificate
+	stop    context.CancelFunc
+	ended   chan error
+	once    sync.Once
+}
+
+// Text gathers what several goroutines write.
+type Text struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+// Write adds to the text.
+func (x *Text) Write(p []byte) (int, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.b.Write(p)
+}
+
+// String is the text so far.
+func (x *Text) String() string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.b.String()
+}
+
+// Start runs a gateway until the test ends. It returns once clients are served.
+func Start(t *testing.T, o Options) *Gate {
+	t.Helper()
+	g, err := Try(t, o)
+	if err != nil {
+		t.Fatalf("the gateway did not start: %v", err)
+	}
+	return g
+}
+
+// Try is Start for a gateway that may refuse to start: it gives the error with which the daemon ended.
+func Try(t *testing.T, o Options) (*Gate, error) {
+	t.Helper()
+	g := &Gate{t: t, State: o.State, Log: &Text{}, Screen: &Text{}, secrets: map[string]string{}, ended: make(chan error, 1)}
+	if g.State == "" {
+		g.State = filepath.Join(t.TempDir(), "state")
+	}
+	url := o.Upstream
+	if url == "" {
+		g.Fake = vllmtest.Start(t, o.Fake)
+		url = g.Fake.URL()
+	}
+	g.cert = NewCertificate(t, "127.0.0.1")
+	if err := g.makeKeys(o); err != nil {
+		return nil, err
+	}
+	g.file = filepath.Join(t.TempDir(), "vallum.yaml")
+	g.Configure(g.yaml(o, url))
+	ctx, stop := context.WithCancel(context.Background())
+	g.stop = stop
+	ready := make(chan []string, 1)
+	go func() {
+		g.ended <- daemon.Run(ctx, daemon.Options{
+			Load: g.load, File: g.file, State: g.State, Out: io.Discard, Screen: g.Screen, Terminal: o.Terminal,
+			Log: slog.New(slog.NewTextHandler(g.Log, &slog.HandlerOptions{Level: slog.LevelDebug})), Ready: func(urls []string) { ready <- urls },
+		})
+	}()
+	select {
+	case err := <-g.ended:
+		stop()
+		return nil, err
+	case <-time.After(30 * time.Second):
+		stop()
+		return nil, fmt.Errorf("it is not ready after 30 s: %s%s", g.Screen, g.Log)
+	case urls := <-ready:
+		g.URL = urls[0]
+	}
+	if m := regexp.MustCompile(`probes +(http://\S+)`).FindStringSubmatch(g.Screen.String()); m != nil {
+		g.Probes = m[1]
+	}
+	g.Client = &http.Client{Transport: g.transport()}
+	t.Cleanup(g.finish)
+	return g, nil
+}
+
+func (g *Gate) transport() *http.Transport {
+	tr := &http.Transport{DisableCompression: true, ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{RootCAs: g.cert.Pool}, MaxIdleConnsPerHost: 64}
+	return tr
+}
+
+// makeKeys fills the store as `vallum keys create` does.
+func (g *Gate) makeKeys(o Options) error {
+	if o.NoKeys {
+		return nil
+	}
+	keys := o.Keys
+	if keys == nil {
+		keys = []store.NewKey{{Name: "app", Roles: []string{"inference"}}}
+	}
+	st, err := store.Open(g.t.Context(), g.State)
+	if err != nil {
+		return err
+	}
+	g.t.Cleanup(func() { _ = st.Close() })
+	g.store = st
+	for _, k := range keys {
+		secret, _, err := st.CreateKey(g.t.Context(), k, time.Now())
+		if err != nil {
+			return err
+		}
+		g.secrets[k.Name] = secret
+	}
+	return nil
+}
+
+// yaml is the configuration that the options mean.
+func (g *Gate) yaml(o Options, url string) string {
+	var b strings.Builder
+	listener, upstream := "", ""
+	if o.TLS {
+		listener = fmt.Sprintf("    tls: {certificate: %q, key: %q}\n", g.cert.File, g.cert.KeyFile)
+	}
+	if o.Listener != "" {
+		listener += "    " + strings.ReplaceAll(strings.TrimSpace(o.Listener), "\n", "\n    ") + "\n"
+	}
+	if o.Fake.Key != "" {
+		file := filepath.Join(g.t.TempDir(), "vllm-key")
+		if err := os.WriteFile(file, []byte(o.Fake.Key+"\n"), 0o600); err != nil {
+			g.t.Fatal(err)
+		}
+		upstream = fmt.Sprintf("    key_file: %q\n", file)
+	}
+	if o.UpExtra != "" {
+		upstream += "    " + strings.ReplaceAll(strings.TrimSpace(o.UpExtra), "\n", "\n    ") + "\n"
+	}
+	fmt.Fprintf(&b, "version: 1\nlisten:\n  - address: 127.0.0.1:0\n%sprobes: 127.0.0.1:0\nupstreams:\n  - name: fake\n    url: %q\n%s", listener, url, upstream)
+	return b.String() + o.Config + "\n"
+}
+
+// load is what the daemon reads its configuration with.
+func (g *Gate) load() (*config.Config, error) {
+	b, err := os.ReadFile(g.file)
+	if err != nil {
+		return nil, err
+	}
+	return config.Parse(g.file, b)
+}
+
+// Yaml is the configuration as it stands now.
+func (g *Gate) Yaml() string {
+	b, err := os.ReadFile(g.file)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// Configure replaces the configuration file as editors do; a running gateway sees it and reloads.
+func (g *Gate) Configure(yaml string) {
+	g.t.Helper()
+	if err := os.WriteFile(g.file+".new", []byte(yaml), 0o600); err != nil {
+		g.t.Fatal(err)
+	}
+	if err := os.Rename(g.file+".new", g.file); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// Reload replaces the configuration and waits until it is in force.
+func (g *Gate) Reload(yaml string) {
+	g.t.Helper()
+	before := g.count(audit.Reloaded)
+	g.Configure(yaml)
+	g.Eventually("the reload", func() bool { return g.count(audit.Reloaded) > before })
+}
+
+func (g *Gate) count(e audit.Event) int {
+	n := 0
+	for _, r := range g.Records() {
+		if r.Event == e {
+			n++
+		}
+	}
+	return n
+}
+
+// Store is the key store, opened a second time as `vallum keys` opens it.
+func (g *Gate) Store() *store.Store { return g.store }
+
+// Secret is the key of that name.
+func (g *Gate) Secret(name string) string {
+	g.t.Helper()
+	secret, ok := g.secrets[name]
+	if !ok {
+		g.t.Fatalf("no key %q was made", name)
+	}
+	return secret
+}
+
+// Key makes a key while the gateway runs and returns once it counts.
+func (g *Gate) Key(name string, roles ...string) string {
+	g.t.Helper()
+	secret, key, err := g.store.CreateKey(g.t.Context(), store.NewKey{Name: name, Roles: roles}, time.Now())
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.secrets[name] = secret
+	g.Eventually("the new key", func() bool {
+		for _, r := range g.Records() {
+			if r.Event == audit.KeyChanged && r.KeyID == key.ID {
+				return true
+			}
+		}
+		return false
+	})
+	return secret
+}
+
+// Records are the lines of the audit log so far.
+func (g *Gate) Records() []audit.Record {
+	g.t.Helper()
+	var all []audit.Record
+	for r, err := range audit.Read(filepath.Join(g.State, "audit"), time.Time{}, nil) {
+		if err != nil {
+			g.t.Fatalf("reading the records: %v", err)
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// Record waits for the last record of the request with that X-Request-Id: ended, or refused.
+func (g *Gate) Record(id string) audit.Record {
+	g.t.Helper()
+	var found audit.Record
+	g.Eventually("the record of "+id, func() bool {
+		for _, r := range g.Records() {
+			if r.ID == id && r.Event != audit.Admitted {
+				found = r
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+// Eventually waits for a condition for at most ten seconds.
+func (g *Gate) Eventually(what string, done func() bool) {
+	g.t.Helper()
+	Eventually(g.t, what, done)
+}
+
+// Eventually waits for a condition for at most ten seconds.
+func Eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(10 * time.Second); !done(); {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("%s did not come within 10 s", what)
+		}
+	}
+}
+
+// Gauge reads one of the gateway's metrics that has no labels.
+func (g *Gate) Gauge(name string) string {
+	g.t.Helper()
+	m := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindStringSubmatch(g.Probe("/metrics"))
+	if m == nil {
+		g.t.Fatalf("there is no metric %q", name)
+	}
+	return m[1]
+}
+
+// Probe gives what the probes listener answers.
+func (g *Gate) Probe(path string) string {
+	g.t.Helper()
+	resp, err := http.Get(g.Probes + path)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	return string(b)
+}
+
+// NothingHeld waits until no request holds a slot, tokens or memory any more.
+func (g *Gate) NothingHeld() {
+	g.t.Helper()
+	for _, name := range []string{"vallum_slots", "vallum_reserved_tokens", "vallum_buffered_bytes"} {
+		g.Eventually(name+" 0", func() bool { return g.Gauge(name) == "0" })
+	}
+}
+
+// Stop ends the gateway as SIGTERM does and gives what the daemon returned.
+func (g *Gate) Stop() error {
+	var err error
+	g.once.Do(func() {
+		g.Client.CloseIdleConnections()
+		http.DefaultClient.CloseIdleConnections()
+		g.stop()
+		select {
+		case err = <-g.ended:
+		case <-time.After(60 * time.Second):
+			err = fmt.Errorf("the gateway has not ended 60 s after its stop")
+		}
+	})
+	return err
+}
+
+// Stopping begins the end without waiting for it: Stop does.
+func (g *Gate) Stopping() { g.stop() }
+
+func (g *Gate) finish() {
+	g.t.Helper()
+	select {
+	case err := <-g.ended:
+		g.ended <- err
+	default:
+		if g.Probes != "" {
+			g.NothingHeld()
+		}
+	}
+	if err := g.Stop(); err != nil {
+		g.t.Errorf("the gateway ended with: %v", err)
+	}
+	if strings.Contains(g.Log.String(), "panic on the data path") {
+		g.t.Errorf("a panic on the data path:\n%s", g.Log)
+	}
+}
