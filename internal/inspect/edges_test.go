@@ -146,8 +146,10 @@ func TestRefusalsSayWhatWouldBeRight(t *testing.T) {
 		{`{"stream":1}`, `At byte 10: "/stream": must be true or false.`},
 		{`{"stop":{}}`, `At byte 8: "/stop": must be a string or a list.`},
 		{`{"model":"a","model":"b"}`, `At byte 13: "/model": this member name stands twice in its object.`},
-		{`{"messages":[{"role":"user","content":[{"type":"text"},{"type":"image_url","image_url":{"url":"https://x"}}]}]}`,
-			`At byte 94: "/messages/0/content/1/image_url/url": media must be a data: URL; nothing is fetched.`},
+		{
+			`{"messages":[{"role":"user","content":[{"type":"text"},{"type":"image_url","image_url":{"url":"https://x"}}]}]}`,
+			`At byte 94: "/messages/0/content/1/image_url/url": media must be a data: URL; nothing is fetched.`,
+		},
 		{`{"response_format":{"type":"xml"}}`, `"/response_format": vLLM has no other.`},
 		{`{"secret` + "\n" + `":1}`, `At byte 8: a control character stands unescaped.`},
 	} {

@@ -152,18 +152,30 @@ func TestBodiesThatClientsSendAreAccepted(t *testing.T) {
 		{"chat.create", `{"top_p":1, "stop":null}`, `{"top_p":1}`},
 		{"chat.create", `{"Model":"x","MAX_TOKENS":5,"top_p":1}`, `{"top_p":1}`},
 		{"chat.create", `{"priority":0,"vllm_xargs":{ },"top_p":1}`, `{"top_p":1}`},
-		{"chat.create", `{"messages":[{"refusal":null,"role":"assistant","content":null,"tool_calls":null},{"role":"user","content":"\ud83d\ude00"}]}`,
-			`{"messages":[{"role":"assistant"},{"role":"user","content":"\ud83d\ude00"}]}`},
-		{"chat.create", `{"messages":[{"role":"user","content":[{"type":"text","text":"a","cache_control":{"type":"ephemeral"}},"b"]}]}`,
-			`{"messages":[{"role":"user","content":[{"type":"text","text":"a"},"b"]}]}`},
-		{"chat.create", `{"messages":[{"content":[{"image_url":{"url":"DATA:image/png;base64,AA"},"type":"image_url"}],"\u0072ole":"user"}]}`,
-			`{"messages":[{"content":[{"image_url":{"url":"DATA:image/png;base64,AA"},"type":"image_url"}],"\u0072ole":"user"}]}`},
-		{"chat.create", `{"tools":[{"type":"function","function":{"name":"f","parameters":{"properties":{"model":null,"x":[null,1e0]}},"strict":null}}]}`,
-			`{"tools":[{"type":"function","function":{"name":"f","parameters":{"properties":{"model":null,"x":[null,1e0]}}}}]}`},
-		{"chat.create", `{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"\u0064at\u0061:,"}}]}]}`,
-			`{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"\u0064at\u0061:,"}}]}]}`},
-		{"messages.create", `{"tools":[{"type":"bash_20250124"},{"name":"f","input_schema":{}},{"type":"web_search_20250305"}],"max_tokens":1}`,
-			`{"tools":[{"name":"f","input_schema":{}}],"max_tokens":1}`},
+		{
+			"chat.create", `{"messages":[{"refusal":null,"role":"assistant","content":null,"tool_calls":null},{"role":"user","content":"\ud83d\ude00"}]}`,
+			`{"messages":[{"role":"assistant"},{"role":"user","content":"\ud83d\ude00"}]}`,
+		},
+		{
+			"chat.create", `{"messages":[{"role":"user","content":[{"type":"text","text":"a","cache_control":{"type":"ephemeral"}},"b"]}]}`,
+			`{"messages":[{"role":"user","content":[{"type":"text","text":"a"},"b"]}]}`,
+		},
+		{
+			"chat.create", `{"messages":[{"content":[{"image_url":{"url":"DATA:image/png;base64,AA"},"type":"image_url"}],"\u0072ole":"user"}]}`,
+			`{"messages":[{"content":[{"image_url":{"url":"DATA:image/png;base64,AA"},"type":"image_url"}],"\u0072ole":"user"}]}`,
+		},
+		{
+			"chat.create", `{"tools":[{"type":"function","function":{"name":"f","parameters":{"properties":{"model":null,"x":[null,1e0]}},"strict":null}}]}`,
+			`{"tools":[{"type":"function","function":{"name":"f","parameters":{"properties":{"model":null,"x":[null,1e0]}}}}]}`,
+		},
+		{
+			"chat.create", `{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"\u0064at\u0061:,"}}]}]}`,
+			`{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"\u0064at\u0061:,"}}]}]}`,
+		},
+		{
+			"messages.create", `{"tools":[{"type":"bash_20250124"},{"name":"f","input_schema":{}},{"type":"web_search_20250305"}],"max_tokens":1}`,
+			`{"tools":[{"name":"f","input_schema":{}}],"max_tokens":1}`,
+		},
 		{"chat.create", `{"max_tokens":10,"max_completion_tokens":1000}`, `{"max_tokens":10,"max_completion_tokens":10}`},
 	} {
 		d := mustRead(t, request(t, row.operation, row.body))

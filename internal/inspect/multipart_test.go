@@ -88,14 +88,18 @@ func TestFormsAreRebuilt(t *testing.T) {
 		sound("RIFF\r\n--XX-not a boundary\x00\xff"), field("max_completion_tokens", "9"))
 	d := mustRead(t, r)
 	defer d.Close()
-	want := policy.Facts{Model: "whisper", Stream: true, Choices: 2, Inputs: 1, OutputCap: 9, CapField: "max_completion_tokens", BodyBytes: r.Length,
-		UnknownKeys: []string{"/zz~0"}, Dropped: []string{"/user"}}
+	want := policy.Facts{
+		Model: "whisper", Stream: true, Choices: 2, Inputs: 1, OutputCap: 9, CapField: "max_completion_tokens", BodyBytes: r.Length,
+		UnknownKeys: []string{"/zz~0"}, Dropped: []string{"/user"},
+	}
 	if f := d.Facts(); !equalFacts(f, want) {
 		t.Errorf("facts\n %+v, want\n %+v", f, want)
 	}
 	got := parts(t, mustRewrite(t, d, policy.Edit{Name: "model", Pointer: "/model", Value: `"large-v3\n"`}, policy.Edit{Name: "output_cap", Pointer: "/max_completion_tokens", Value: `5`}))
-	if up := []string{"model||large-v3\n", "temperature||0", "stream||true", "n||2", "timestamp_granularities[]||word", "timestamp_granularities[]||segment",
-		"max_completion_tokens||5", "file|audio.wav|RIFF\r\n--XX-not a boundary\x00\xff"}; !slices.Equal(got, up) {
+	if up := []string{
+		"model||large-v3\n", "temperature||0", "stream||true", "n||2", "timestamp_granularities[]||word", "timestamp_granularities[]||segment",
+		"max_completion_tokens||5", "file|audio.wav|RIFF\r\n--XX-not a boundary\x00\xff",
+	}; !slices.Equal(got, up) {
 		t.Errorf("goes up as\n %q, want\n %q", got, up)
 	}
 	if got := parts(t, mustRewrite(t, d)); slices.ContainsFunc(got, func(p string) bool { return strings.HasPrefix(p, "model|") }) {

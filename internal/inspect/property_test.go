@@ -234,8 +234,13 @@ func TestRewriteGivesWhatTheOracleSays(t *testing.T) {
 		}
 		var edits []policy.Edit
 		for _, e := range []policy.Edit{
-			{Name: "model", Pointer: "/model", Value: `"ours"`}, {Name: "salt", Pointer: "/salt", Value: `"s\u0000"`}, {Name: "n", Pointer: "/n", Value: "7"},
-			{Name: "gone", Pointer: "/gone", Value: "[1]"}, {Name: "a", Pointer: "/opts/a", Value: "8"}, {Name: "b", Pointer: "/opts/b", Value: "true"}, {Name: "c", Pointer: "/more/c", Value: "{}"},
+			{Name: "model", Pointer: "/model", Value: `"ours"`},
+			{Name: "salt", Pointer: "/salt", Value: `"s\u0000"`},
+			{Name: "n", Pointer: "/n", Value: "7"},
+			{Name: "gone", Pointer: "/gone", Value: "[1]"},
+			{Name: "a", Pointer: "/opts/a", Value: "8"},
+			{Name: "b", Pointer: "/opts/b", Value: "true"},
+			{Name: "c", Pointer: "/more/c", Value: "{}"},
 		} {
 			if rapid.Bool().Draw(t, e.Name) {
 				edits = append(edits, e)
