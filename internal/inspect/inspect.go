@@ -45,7 +45,7 @@ type Request struct {
 	ContentType     []string        // every value of the header, in order
 	ContentEncoding []string        // every value of the header, in order
 	Length          int64           // declared bytes; -1 when unknown
-	Body            io.Reader       // nil is an empty body; its errors are read as readError documents
+	Body            io.Reader       // nil is an empty body; ErrTooLarge, ErrBusy and Timeout() among its errors have their own reasons
 	SpoolDir        string          // where a large form's file is kept until Close; "" refuses such forms
 	Upstream        string          // the X-Vallum-Upstream header, which only passes through to Facts
 }
