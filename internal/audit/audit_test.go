@@ -428,6 +428,23 @@ func TestACheckpointForEverySecondWithTraffic(t *testing.T) {
 	})
 }
 
+// The housekeeper looks at the log and signs later; a rotation in between has signed more.
+func TestAStaleCheckpointIsPassedOver(t *testing.T) {
+	dir := newDir(t)
+	l := mustOpen(t, dir, Options{})
+	fill(t, l, 1)
+	l.w.Lock()
+	l.rotate()
+	l.w.Unlock()
+	if err := l.notary.sign(1, chain.Hash{}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, l)
+	if r := mustVerify(t, dir, nil); short(r) != "signed 2" {
+		t.Errorf("%v", r)
+	}
+}
+
 func TestASinkThatHangsStopsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := newDir(t)

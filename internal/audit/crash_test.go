@@ -176,7 +176,12 @@ func TestATornCheckpointIsCut(t *testing.T) {
 	if r := mustVerify(t, dir, nil); short(r) != "signed 40" {
 		t.Errorf("before: %v", r)
 	}
-	l := mustOpen(t, dir, Options{MaxSegmentBytes: 100})
+	l := mustOpen(t, dir, Options{})
+	for _, name := range []string{chain.OpenName, chain.SealedName} {
+		if b, err := os.ReadFile(filepath.Join(dir, name)); err != nil || strings.Contains(string(b), "half") {
+			t.Errorf("%s still has the torn checkpoint: %v", name, err)
+		}
+	}
 	fill(t, l, 1)
 	mustClose(t, l)
 	if r := mustVerify(t, dir, nil); short(r) != "signed 42" {

@@ -20,6 +20,7 @@ type quota struct {
 	mu       sync.Mutex
 	left     int64
 	syncFail error
+	stuck    atomic.Bool // files cannot be cut
 }
 
 func (q *quota) take(n int64) int64 {
@@ -83,6 +84,9 @@ func (f *quotaFile) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (f *quotaFile) Truncate(size int64) error {
+	if f.q.stuck.Load() {
+		return syscall.EIO
+	}
 	f.q.take(-(f.size - size))
 	f.size = size
 	return f.File.Truncate(size)
@@ -138,7 +142,7 @@ func TestAFullDiskAdmitsNothingAndRecordsEveryEnd(t *testing.T) {
 		if seq, err := l.Append(Record{Event: Refused, Reason: "not_permitted", Remote: "192.0.2.7:99"}); seq != 0 || err != nil {
 			t.Errorf("a refusal should be counted: %d, %v", seq, err)
 		}
-		pass(3 * time.Second)
+		pass(61 * time.Second) // in which the count cannot be written
 		if _, err := l.Append(Record{Event: Admitted}); !errors.Is(err, ErrNotAdmitting) {
 			t.Errorf("admitted without the reserve: %v", err)
 		}
@@ -197,6 +201,14 @@ func TestEndsWithoutRoomAreKept(t *testing.T) {
 			t.Fatalf("kept %d, lost %d: %+v", kept, lost, s)
 		}
 		q.set(100<<20, nil)
+		// There is room, but what was kept comes first, and admission is the housekeeper's to give back.
+		if _, err := l.Append(Record{Event: Admitted}); !errors.Is(err, ErrNotAdmitting) {
+			t.Errorf("admitted before what was kept: %v", err)
+		}
+		if _, err := l.Append(Record{Event: Ended, ID: "overtakes"}); !errors.Is(err, ErrLost) {
+			t.Errorf("written before what was kept: %v", err)
+		}
+		lost++
 		pass(2 * time.Second)
 		if s := l.Stats(); s.NotAdmitted != nil || s.Kept != 0 || s.Lost != 0 {
 			t.Errorf("%+v", s)
@@ -214,7 +226,7 @@ func TestEndsWithoutRoomAreKept(t *testing.T) {
 				told = r.Count
 			}
 		}
-		if next != maxPending+100-lost || told != uint64(lost) {
+		if next != maxPending+101-lost || told != uint64(lost) {
 			t.Errorf("%d ends written, %d said to be lost, want %d", next, told, lost)
 		}
 	})
@@ -260,11 +272,45 @@ func TestAFailedSyncStopsAdmission(t *testing.T) {
 			pass(2 * time.Second)
 			fill(t, l, 1)
 			mustClose(t, l)
+			recovered := 0
+			for _, r := range readAll(t, dir) {
+				if r.Event == Recovered {
+					recovered++
+				}
+			}
+			if recovered != 1 {
+				t.Errorf("%s: %d recovered lines, want 1 when the disk syncs again", mode, recovered)
+			}
 			if r := mustVerify(t, dir, nil); r.Outcome != chain.Signed {
 				t.Errorf("%s: %v", mode, r)
 			}
 		})
 	}
+}
+
+// A write that stops half way and cannot be undone must not leave its bytes between two lines.
+func TestHalfAWriteThatCannotBeCutAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := &quota{left: 5000}
+		dir := newDir(t)
+		l := mustOpen(t, dir, Options{disk: q.disk(), ReserveBytes: 10, Problem: func(error) {}})
+		q.stuck.Store(true)
+		untilFull(t, l)
+		q.set(1<<20, nil)
+		if _, err := l.Append(Record{Event: Ended, ID: "x"}); !errors.Is(err, ErrKept) {
+			t.Errorf("written behind half a line: %v", err)
+		}
+		q.stuck.Store(false)
+		pass(2 * time.Second)
+		fill(t, l, 1)
+		mustClose(t, l)
+		if r := mustVerify(t, dir, nil); r.Outcome != chain.Signed || r.Torn {
+			t.Errorf("%v", r)
+		}
+		if found, err := Find(dir, "x"); err != nil || len(found) != 1 {
+			t.Errorf("the kept line: %v, %v", found, err)
+		}
+	})
 }
 
 // A segment that cannot be sealed goes on; the chain has no hole.

@@ -78,8 +78,8 @@ func (l *Log) load() error {
 	if end.cut == 0 {
 		return nil
 	}
-	return l.putRecord(Record{Time: l.opts.Now(), Event: Recovered, Bytes: end.cut,
-		Detail: "an unfinished end of the last segment was cut; its bytes are in a file that ends in .cut"})
+	const detail = "an unfinished end of the last segment was cut; its bytes are in a file that ends in .cut"
+	return l.putRecord(Record{Time: l.opts.Now(), Event: Recovered, Bytes: end.cut, Detail: detail})
 }
 
 // openNotary reads or makes the key and opens the two files of checkpoints behind their last whole note.

@@ -238,7 +238,7 @@ func TestTamperingShows(t *testing.T) {
 		}},
 		{"a line that is too long", "broken 13", func(t *testing.T, dir string) {
 			edit(t, dir, 1, func(r []string) []string {
-				r[2] = strings.Replace(r[2], "}\n", strings.Repeat(" ", chain.MaxLineBytes)+"}\n", 1)
+				r[2] = strings.Replace(r[2], "}\n", strings.Repeat("}", chain.MaxLineBytes)+"}\n", 1)
 				return r
 			})
 		}},

@@ -225,6 +225,7 @@ func TestWhatHasExpired(t *testing.T) {
 		{"a clock that has just leapt ahead", []int{0, 1, 2, 3, 4000}, 4000, 0},
 		{"and stayed there for a segment", []int{0, 1, 2, 3, 4000, 4001}, 4001, 3},
 		{"a clock that was ahead once", []int{0, 1, 2, 4000, 9, 10, 11}, 11, 2},
+		{"and ahead for one segment that is old by now", []int{0, 1, 4000, 2, 9, 10, 11}, 11, 3},
 		{"a clock that was back once", []int{20, 21, 0, 22, 23}, 24, 0},
 		{"a clock that is back now", []int{20, 21, 22, 23}, 1, 0},
 		{"two segments", []int{0, 1}, 100, 0},
@@ -295,7 +296,10 @@ func TestReadAndFind(t *testing.T) {
 		if strings.Join(ids, " ") != "r3 r4 r5" {
 			t.Errorf("since: %v", ids)
 		}
-		for range Read(dir, time.Time{}, nil) {
+		for _, err := range Read(dir, time.Time{}, nil) {
+			if err != nil {
+				t.Error(err)
+			}
 			break // stopping early is fine
 		}
 		if _, err := Find(filepath.Join(dir, "none"), "x"); err == nil {

@@ -105,6 +105,32 @@ func TestTheAnswerForAPerson(t *testing.T) {
 	}
 }
 
+// The first line that retention left must follow the checkpoint at the end of what was deleted.
+func TestTheEdgeOfWhatWasDeleted(t *testing.T) {
+	for prev, want := range map[bool]string{true: "holds to line 4; tail of 1 lines", false: "broken at line 4"} {
+		fsys, key := build(t)
+		var last Hash
+		for line, err := range Lines(fsys, firstSegment) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			last = HashOf(line.Bytes)
+		}
+		if !prev {
+			last[0]++
+		}
+		line := AppendLine(nil, 4, last, []byte(`"time":"2026-11-23T06:27:00.000000000Z","event":"pruned","pruned_through":3}`))
+		delete(fsys, firstSegment)
+		fsys[secondSegment] = &fstest.MapFile{Data: append(line, '\n')}
+		notes, _ := SplitNotes(fsys[SealedName].Data)
+		fsys[SealedName].Data = append(notes[0].Msg, '\n')
+		r, err := Verify(fsys, key, nil)
+		if err != nil || !strings.HasPrefix(r.String(), want) {
+			t.Errorf("%v, %v; want %s", r, err, want)
+		}
+	}
+}
+
 func TestParseLink(t *testing.T) {
 	zeros := strings.Repeat("0", 64)
 	rest := `","time":"2026-11-23T06:27:00.000000000Z","event":"ended"}`

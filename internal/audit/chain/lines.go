@@ -25,7 +25,7 @@ func Lines(fsys fs.FS, name string) iter.Seq2[RawLine, error] {
 			yield(RawLine{}, err)
 			return
 		}
-		defer f.Close()
+		defer func() { _ = f.Close() }() // only read
 		r := bufio.NewReaderSize(f, MaxLineBytes+1)
 		var offset int64
 		for number := 1; ; number++ {
