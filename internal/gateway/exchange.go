@@ -128,9 +128,6 @@ func (x *Exchange) read() verdict.Verdict {
 		Operation: x.op, Table: table, Body: held, Length: x.request.Length, SpoolDir: x.gateway.Settings.SpoolDir,
 		ContentType: x.request.Header.Values("Content-Type"), ContentEncoding: x.request.Header.Values("Content-Encoding"),
 	}, limits)
-	if held.refused {
-		return verdict.Refuse(verdict.Busy, nil)
-	}
 	if v.Refused() {
 		return v
 	}

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vallum/vallum/internal/inspect"
 	"github.com/vallum/vallum/internal/verdict"
 )
 
@@ -32,11 +33,10 @@ func (m *Memory) take(n int64) bool {
 
 // held is a body whose bytes are taken from the memory: all at once when its length is declared, as they come when not.
 type held struct {
-	memory  *Memory
-	body    io.Reader
-	n       int64 // taken
-	read    int64
-	refused bool
+	memory *Memory
+	body   io.Reader
+	n      int64 // taken
+	read   int64
 }
 
 // step is how much is taken at a time for a body of unknown length.
@@ -52,7 +52,6 @@ func (m *Memory) hold(body io.Reader, declared int64) (*held, verdict.Verdict) {
 
 func (h *held) take(n int64) bool {
 	if !h.memory.take(n) {
-		h.refused = true
 		return false
 	}
 	h.n += n
@@ -61,7 +60,7 @@ func (h *held) take(n int64) bool {
 
 func (h *held) Read(p []byte) (int, error) {
 	if h.read >= h.n && !h.take(step) {
-		return 0, io.ErrNoProgress
+		return 0, inspect.ErrBusy
 	}
 	if room := h.n - h.read; int64(len(p)) > room {
 		p = p[:room]
