@@ -121,7 +121,7 @@ func unchanged(clients ...sdk) []proof {
 				}
 			}
 			s.needGate(p)
-			compare(p, direct, c.run(p, s.gate.URL, s.keys["anna"], s.vllm.Served))
+			compare(p, direct, c.run(p, s.gate.URL, s.gate.keys["anna"], s.vllm.Served))
 		}})
 	}
 	return out

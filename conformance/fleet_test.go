@@ -4,7 +4,6 @@ package conformance
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,13 +21,20 @@ import (
 // about 4 GiB.
 const atOnce = 2
 
+// gate is a running gateway and the keys of the people.
+type gate struct {
+	*realvallum.Gateway
+	keys map[string]string // by name: anna, bert, olga, mona
+}
+
 // stand is one real vLLM with a real gateway in front.
 type stand struct {
+	suite
 	vllm    *realvllm.Server
-	gate    *realvallum.Gateway
-	gateErr error             // why gate is nil
-	keys    map[string]string // by name: anna, bert, olga, mona
+	gate    *gate
+	gateErr error // why gate is nil
 	dir     string
+	faults  int // how many gateways the fault proofs have started
 	release func()
 }
 
@@ -95,8 +101,8 @@ func (f *standFleet) start(s suite) {
 		return
 	}
 	fmt.Printf("vLLM %s is ready after %s\n", s.config.Name, server.Ready.Round(time.Second))
-	sl.stand = &stand{vllm: server, dir: filepath.Join(f.dir, "gate-"+s.config.Name), release: release}
-	sl.stand.gateErr = f.startGate(sl.stand, s)
+	sl.stand = &stand{suite: s, vllm: server, dir: filepath.Join(f.dir, "gate-"+s.config.Name), release: release}
+	sl.stand.gate, sl.stand.gateErr = f.startGate(sl.stand, "usual", "")
 }
 
 // stand waits for a configuration's server.
@@ -132,37 +138,43 @@ func (s *stand) stop() {
 	s.release()
 }
 
-// startGate starts the gateway in front of a stand's vLLM, with a key for each
-// of the people.
-func (f *standFleet) startGate(st *stand, s suite) error {
+// startGate starts a gateway in front of a stand's vLLM, with a key for each
+// of the people. more is further YAML of its configuration.
+func (f *standFleet) startGate(st *stand, name, more string) (*gate, error) {
 	binary, err := f.build()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	state := filepath.Join(st.dir, "state")
-	if err := os.MkdirAll(state, 0o700); err != nil {
-		return err
-	}
-	config, err := st.writeConfig(s)
-	if err != nil {
-		return err
-	}
-	st.keys = map[string]string{}
-	for _, k := range people {
-		if st.keys[k.Name], err = realvallum.CreateKey(f.ctx, binary, state, k); err != nil {
-			return err
+	dir := filepath.Join(st.dir, name)
+	state := filepath.Join(dir, "state")
+	etc := filepath.Join(dir, "etc")
+	for _, d := range []string{state, etc} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return nil, err
 		}
 	}
-	st.gate, err = realvallum.Start(f.ctx, realvallum.Options{
-		Binary: binary, Config: config, State: state, Log: filepath.Join(st.dir, "log"),
+	config, err := st.writeConfig(etc, more)
+	if err != nil {
+		return nil, err
+	}
+	g := &gate{keys: map[string]string{}}
+	for _, k := range people {
+		if g.keys[k.Name], err = realvallum.CreateKey(f.ctx, binary, state, k); err != nil {
+			return nil, err
+		}
+	}
+	g.Gateway, err = realvallum.Start(f.ctx, realvallum.Options{
+		Binary: binary, Config: config, State: state, Log: filepath.Join(dir, "log"),
 	})
-	return err
+	if err != nil {
+		return nil, err
+	}
+	return g, nil
 }
 
-// writeConfig writes the vallum.yaml of a stand: one upstream, no role but the
-// built-in ones, and timeouts short enough that a frozen vLLM is seen to end
-// streams within a test.
-func (st *stand) writeConfig(s suite) (string, error) {
+// writeConfig writes a vallum.yaml: the stand's vLLM as the one upstream, and
+// no role but the built-in ones.
+func (st *stand) writeConfig(dir, more string) (string, error) {
 	url := st.vllm.URL
 	if st.vllm.Path != "" {
 		url = "unix:" + st.vllm.Path
@@ -170,14 +182,14 @@ func (st *stand) writeConfig(s suite) (string, error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "version: 1\nprobes: 127.0.0.1:0\nupstreams:\n  - name: real\n    url: %s\n", url)
 	if st.vllm.Key != "" {
-		keyFile := filepath.Join(st.dir, "vllm.key")
+		keyFile := filepath.Join(dir, "vllm.key")
 		if err := os.WriteFile(keyFile, []byte(st.vllm.Key+"\n"), 0o600); err != nil {
 			return "", err
 		}
 		fmt.Fprintf(&b, "    key_file: %s\n", keyFile)
 	}
-	fmt.Fprintf(&b, "    models: [%s]\n", strings.Join(s.models, ", "))
-	path := filepath.Join(st.dir, "vallum.yaml")
+	fmt.Fprintf(&b, "    models: [%s]\n%s", strings.Join(st.models, ", "), more)
+	path := filepath.Join(dir, "vallum.yaml")
 	return path, os.WriteFile(path, []byte(b.String()), 0o600)
 }
 
@@ -185,6 +197,6 @@ func (st *stand) writeConfig(s suite) (string, error) {
 func (s *stand) needGate(p *report.Proof) {
 	p.Helper()
 	if s.gate == nil {
-		p.NotRun("directly as expected; through Vallum: %v", errors.Join(s.gateErr))
+		p.NotRun("directly as expected; through Vallum: %v", s.gateErr)
 	}
 }

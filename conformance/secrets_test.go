@@ -71,7 +71,7 @@ func searchFor(p *report.Proof, s *stand, where string, text []byte) {
 	if bytes.Contains(text, []byte(s.vllm.Key)) {
 		p.Errorf("vLLM's key stands in %s", where)
 	}
-	for name, key := range s.keys {
+	for name, key := range s.gate.keys {
 		secret := key[bytes.LastIndexByte([]byte(key), '_')+1:]
 		if len(secret) >= 20 && bytes.Contains(text, []byte(secret)) {
 			p.Errorf("the secret of %s stands in %s", name, where)

@@ -58,6 +58,7 @@ func proofsA() []proof {
 		attacksOnOpenRoutes(), attacksOnBodies(), attacksOnNeighbours(),
 		operationsOfGenerate(), operationsOfTools(), operationsOfOperator(), clientsPassUnchanged(),
 		[]proof{upstreamKeyIsNeverSeen, recordsHold},
+		[]proof{terminatedWithStreams}, // ends the server
 	)
 }
 
@@ -65,7 +66,7 @@ func proofsB() []proof {
 	return slices.Concat(
 		[]proof{routesAreCatalogued},
 		attacksOnDefaults(), operationsOfGenerate(),
-		faults(),
+		[]proof{frozenWithStreams, killedWithStreams}, // ends the server
 	)
 }
 
@@ -78,7 +79,8 @@ func proofsD() []proof {
 }
 
 func proofsE() []proof {
-	return slices.Concat([]proof{routesAreCatalogued}, attacksOnMedia(), operationsOfMedia(), []proof{upstreamKeyIsNeverSeen})
+	return slices.Concat([]proof{routesAreCatalogued}, attacksOnMedia(), operationsOfMedia(),
+		[]proof{upstreamKeyIsNeverSeen, engineKilledWithStreams}) // ends the server
 }
 
 func TestA(t *testing.T) { runSuite(t, "A") }

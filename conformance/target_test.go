@@ -61,10 +61,12 @@ func (s *stand) holder() target {
 }
 
 // as is the gateway with the key of one of the people; "" is nobody.
-func (s *stand) as(name string) target {
-	t := target{base: s.gate.URL, client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
+func (s *stand) as(name string) target { return s.gate.as(name) }
+
+func (g *gate) as(name string) target {
+	t := target{base: g.URL, client: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
 	if name != "" {
-		t.key = s.keys[name]
+		t.key = g.keys[name]
 	}
 	return t
 }

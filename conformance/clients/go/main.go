@@ -81,6 +81,7 @@ func plain(v any) any {
 		}
 		return plain(out)
 	case map[string]any:
+		addCached(x)
 		out := map[string]any{}
 		for k, v := range x {
 			if v != nil && !slices.Contains(volatile, k) {
@@ -98,6 +99,21 @@ func plain(v any) any {
 		return math.Round(x*1e4) / 1e4
 	}
 	return v
+}
+
+// addCached adds what vLLM counts apart on messages: a gateway may hide which
+// tokens were cached.
+func addCached(usage map[string]any) {
+	total, isNumber := usage["input_tokens"].(float64)
+	if !isNumber {
+		return
+	}
+	for _, part := range []string{"cache_read_input_tokens", "cache_creation_input_tokens"} {
+		if n, isNumber := usage[part].(float64); isNumber {
+			total += n
+		}
+	}
+	usage["input_tokens"] = total
 }
 
 // eventStream is what a user does with a stream of either SDK.

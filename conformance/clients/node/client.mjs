@@ -22,6 +22,10 @@ function plain(v) {
   if (Array.isArray(v)) return v.map(plain);
   if (typeof v === 'number') return Math.round(v * 1e4) / 1e4;
   if (v === null || typeof v !== 'object') return v;
+  if ('cache_read_input_tokens' in v) {
+    // vLLM counts cached tokens apart on messages; a gateway may hide which were.
+    v = { ...v, input_tokens: v.input_tokens + (v.cache_read_input_tokens ?? 0) + (v.cache_creation_input_tokens ?? 0) };
+  }
   const out = {};
   for (const k of Object.keys(v).sort()) {
     if (!volatile.has(k) && v[k] !== null && v[k] !== undefined && typeof v[k] !== 'function') out[k] = plain(v[k]);

@@ -27,6 +27,11 @@ def plain(value):
     if hasattr(value, "model_dump"):
         value = value.model_dump(mode="json", warnings=False)
     if isinstance(value, dict):
+        if "cache_read_input_tokens" in value:
+            # vLLM counts cached tokens apart on messages; a gateway may hide which were.
+            value = dict(value)
+            for part in ("cache_read_input_tokens", "cache_creation_input_tokens"):
+                value["input_tokens"] += value.get(part) or 0
         return {k: plain(v) for k, v in value.items() if k not in VOLATILE and v is not None}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]

@@ -33,9 +33,11 @@ from transformers import (
 
 CHAT_SPECIALS = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 
-# ChatML. Text parts of a list are joined; a picture becomes the <image> token.
+# ChatML. Text parts of a list are joined; a picture becomes the <image> token. As
+# in many real templates a variable, preamble, puts text where the system's stands.
 CHATML = (
     "{%- if tools %}<|im_start|>system\n{% for t in tools %}{{ t | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
+    "{%- if preamble %}<|im_start|>system\n{{ preamble }}<|im_end|>\n{% endif %}"
     "{%- for m in messages %}<|im_start|>{{ m.role }}\n"
     "{%- if m.content is string %}{{ m.content }}"
     "{%- elif m.content %}{% for p in m.content %}"
