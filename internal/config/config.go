@@ -88,6 +88,7 @@ type Bodies struct {
 type Audit struct {
 	Sync     string   `yaml:"sync" jsonschema_description:"When lines are forced to disk: interval (default, every second), always, none. A killed process loses nothing in any of them."`
 	Retain   Duration `yaml:"retain" jsonschema_description:"How long whole segments are kept. Default: for ever."`
+	Notes    string   `yaml:"checkpoints" jsonschema_description:"stdout: signed checkpoints go there too, one a second with traffic, so that somebody else can hold them. Default: to the audit folder only."`
 	Segment  Size     `yaml:"max_segment" jsonschema_description:"Size at which a segment is sealed. Default: 64MiB."`
 	Rotation Duration `yaml:"max_segment_age" jsonschema_description:"Age at which a segment is sealed. Default: 24h."`
 }

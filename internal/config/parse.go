@@ -120,6 +120,7 @@ func (c *Config) check(d *decoder) {
 	c.checkUpstreams(d)
 	c.checkRoles(d)
 	oneOf(d, "upstream_errors", c.Errors, "replace", "pass")
+	oneOf(d, "audit.checkpoints", c.Audit.Notes, "stdout")
 	oneOf(d, "audit.sync", c.Audit.Sync, "interval", "always", "none")
 	for i, o := range c.CORS.Origins {
 		if u, err := url.Parse(o); err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" || o == "*" {

@@ -100,9 +100,13 @@ func (d *Daemon) open(ctx context.Context, conf *config.Config) error {
 	d.salts = salter{secret}
 	d.meter = meter.New()
 	d.memory = gateway.NewMemory(int64(conf.Bodies.MaxBuffered))
+	var held []io.Writer
+	if conf.Audit.Notes == "stdout" {
+		held = append(held, d.options.Out)
+	}
 	d.records, err = audit.Open(filepath.Join(d.state, "audit"), audit.Options{
 		Sync: audit.Sync(conf.Audit.Sync), Retain: time.Duration(conf.Audit.Retain), MaxSegmentBytes: int64(conf.Audit.Segment),
-		MaxSegmentAge: time.Duration(conf.Audit.Rotation), Problem: func(err error) { d.log.Error("audit", "error", err) },
+		MaxSegmentAge: time.Duration(conf.Audit.Rotation), Sinks: held, Problem: func(err error) { d.log.Error("audit", "error", err) },
 	})
 	if err != nil {
 		return errors.Join(fmt.Errorf("opening the audit log: %w", err), st.Close())

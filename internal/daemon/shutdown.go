@@ -41,6 +41,8 @@ func (d *Daemon) listen(work context.Context, conf *config.Config) (clients, oth
 		if err != nil {
 			return nil, nil, errors.Join(err, closeAll(opened))
 		}
+		s.listener = counted{s.listener}
+		countMalformed(s.http, d.meter.Malformed)
 		clients = append(clients, s)
 	}
 	for address, handler := range map[string]http.Handler{conf.Probes: admin.Probes(d, d.meter.Handler()), conf.Admin: admin.Handler(d)} {

@@ -27,15 +27,16 @@ type Sample struct {
 
 // Meter holds the metrics in a registry of its own. It may be used by any number of goroutines.
 type Meter struct {
-	registry *prometheus.Registry
-	requests *prometheus.CounterVec
-	tokens   *prometheus.CounterVec
-	bytes    *prometheus.CounterVec
-	first    *prometheus.HistogramVec
-	between  *prometheus.HistogramVec
-	upstream *prometheus.HistogramVec
-	own      *prometheus.HistogramVec
-	inFlight *prometheus.GaugeVec
+	registry  *prometheus.Registry
+	requests  *prometheus.CounterVec
+	tokens    *prometheus.CounterVec
+	bytes     *prometheus.CounterVec
+	first     *prometheus.HistogramVec
+	between   *prometheus.HistogramVec
+	upstream  *prometheus.HistogramVec
+	own       *prometheus.HistogramVec
+	inFlight  *prometheus.GaugeVec
+	malformed prometheus.Counter
 
 	mu    sync.RWMutex
 	lines map[line]*series // what the labels of a request lead to, so that they are looked up once
@@ -76,7 +77,8 @@ func New() *Meter {
 	m.upstream = m.histogram("vallum_upstream_seconds", "From sending a request to the upstream's last byte.", wholeBuckets, "operation", "model", "upstream")
 	m.own = m.histogram("vallum_overhead_seconds", "What a request took beyond the upstream's time: the gateway's own work, and the time in which bodies arrived.", ownBuckets, "operation")
 	m.inFlight = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "vallum_requests_in_flight", Help: "Requests that were admitted and have not ended."}, []string{"operation"})
-	m.registry.MustRegister(m.inFlight, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.malformed = prometheus.NewCounter(prometheus.CounterOpts{Name: "vallum_malformed_requests_total", Help: "Connections that ended after bytes that became no request: net/http answered them with a bare 400 or 431."})
+	m.registry.MustRegister(m.malformed, m.inFlight, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
@@ -100,6 +102,9 @@ func (m *Meter) Gauge(name, help string, value func() float64) {
 
 // Upstreams shows which servers are up, as up says at each look.
 func (m *Meter) Upstreams(up func() map[string]bool) { m.registry.MustRegister(upstreams{up}) }
+
+// Malformed counts bytes that became no request: net/http answered them by itself.
+func (m *Meter) Malformed() { m.malformed.Inc() }
 
 // Handler serves the metrics.
 func (m *Meter) Handler() http.Handler {
