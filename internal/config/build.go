@@ -30,6 +30,9 @@ func (c *Config) Defaults() {
 	length(&c.Timeouts.FirstByte, 10*time.Minute)
 	length(&c.Timeouts.BetweenEvents, 2*time.Minute)
 	length(&c.Timeouts.Drain, 30*time.Second)
+	if c.Isolate != nil {
+		c.Isolate.defaults()
+	}
 	for name, r := range c.Roles {
 		text(&r.Unknown, "drop")
 		c.Roles[name] = r

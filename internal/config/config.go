@@ -24,6 +24,7 @@ type Config struct {
 	Timeouts  Timeouts          `yaml:"timeouts" jsonschema_description:"Deadlines. There is no total deadline on a stream that moves."`
 	Errors    string            `yaml:"upstream_errors" jsonschema_description:"replace (default): callers get Vallum's sentence for an upstream's error; pass: they get the upstream's own text, which may hold paths and parts of the input."`
 	Cached    bool              `yaml:"show_cached_tokens" jsonschema_description:"Show callers how many of their prompt tokens came from the prefix cache. Default: false."`
+	Isolate   *Isolate          `yaml:"isolate" jsonschema_description:"The part of vallum isolate: the network between vLLM nodes. Default: none."`
 }
 
 // Listener is one address that clients connect to.

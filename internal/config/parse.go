@@ -119,6 +119,7 @@ func (c *Config) check(d *decoder) {
 	}
 	c.checkUpstreams(d)
 	c.checkRoles(d)
+	c.Isolate.check(d)
 	oneOf(d, "upstream_errors", c.Errors, "replace", "pass")
 	oneOf(d, "audit.checkpoints", c.Audit.Notes, "stdout")
 	oneOf(d, "audit.sync", c.Audit.Sync, "interval", "always", "none")
