@@ -42,7 +42,7 @@ func TestBodiesAreJSONOfTheSizeTheySay(t *testing.T) {
 		{"question", question(1 << 10), 1 << 10},
 		{"conversation", conversation(100 << 10), 100 << 10},
 		{"answer", reply, unaryBytes},
-		{"stream", streamed(3, time.Millisecond), 0},
+		{"stream", streamed(3, time.Millisecond, 300), 0},
 		{"models", models, 0},
 	} {
 		if !json.Valid([]byte(body.text)) || !utf8.ValidString(body.text) {
@@ -70,8 +70,8 @@ func TestBatchFailsOnAnAnswerThatIsNotAsItShouldBe(t *testing.T) {
 func TestStreamGivesEveryEventAndUsageOnlyWhenAsked(t *testing.T) {
 	up := startFake(t)
 	for body, want := range map[string]int{
-		streamed(5, 0): 1 + 5 + 1, // role, words, [DONE]
-		strings.Replace(streamed(5, 0), `"stream":true`, `"stream":true,"stream_options":{"include_usage":true}`, 1): 1 + 5 + 1 + 1,
+		streamed(5, 0, 300): 1 + 5 + 1, // role, words, [DONE]
+		strings.Replace(streamed(5, 0, 300), `"stream":true`, `"stream":true,"stream_options":{"include_usage":true}`, 1): 1 + 5 + 1 + 1,
 	} {
 		c, err := dial(up.address)
 		if err != nil {

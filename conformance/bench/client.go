@@ -181,9 +181,9 @@ func question(size int) string {
 
 // filler is n bytes of text with what makes JSON work: escapes now and then, and letters beyond ASCII.
 func filler(n int) string {
-	const text = `What does the gate do when a key is \"expired\" and nobody renews it?\nThe log says: \u00bbno_credential\u00ab, 401, and größer is a word. `
-	s := strings.Repeat(text, n/len(text))
-	return s + strings.Repeat("x", n-len(s))
+	const text = `What does the gate do when a key is \"expired\" and nobody renews it?\nThe log says: \"no_credential\", 401, and größer is a word — to some. `
+	s := strings.Repeat(text, max(0, n)/len(text))
+	return s + strings.Repeat("x", max(0, n-len(s)))
 }
 
 // conversation is a chat of exactly size bytes, of many turns, with tools: what agents send.
@@ -209,8 +209,9 @@ func conversation(size int) string {
 	}
 }
 
-// streamed asks for a stream of events with a word each, the pause apart: the fake reads both out of these members.
-func streamed(events int, pause time.Duration) string {
+// streamed asks for a stream of events with a word each, the pause apart, with a prompt of so many bytes: the fake reads
+// both out of these members.
+func streamed(events int, pause time.Duration, prompt int) string {
 	return fmt.Sprintf(`{"model":"%s","messages":[{"role":"user","content":"%s"}],"max_tokens":%d,"seed":%d,"stream":true}`,
-		model, filler(300), events, pause.Microseconds())
+		model, filler(prompt), events, pause.Microseconds())
 }

@@ -116,6 +116,7 @@ type streams struct {
 	events atomic.Int64
 	failed atomic.Pointer[error]
 	closed atomic.Bool
+	before int64 // what the process held before the streams, in bytes
 }
 
 // open opens n streams and returns when each has given its first event.

@@ -68,9 +68,10 @@ func scenarios(o options) []scenario {
 		closedLoop("refusal", "no key: 401, 16 connections", stranger, 16, full(24000, 12000), full(7, 3), 2.0, 1.3),
 		paced("paced", "1 KB unary, 500 a second", small, batch{connections: 8, count: full(800, 400), pause: 16 * time.Millisecond}, full(5, 3)),
 		paced("first", "stream, 100 a second: to the first event", func(t *target) batch {
-			return batch{request: post(t, chatPath, t.key, streamed(2, time.Millisecond)), status: 200, firstEvent: true}
+			return batch{request: post(t, chatPath, t.key, streamed(2, time.Millisecond, 300)), status: 200, firstEvent: true}
 		}, batch{connections: 4, count: full(200, 100), pause: 40 * time.Millisecond}, full(5, 3)),
-		openStreams(500, 50*time.Millisecond, time.Duration(full(2400, 1200))*time.Millisecond, full(4, 2)),
+		openStreams("streams", "500 open streams, 10000 events a second", 500, 50*time.Millisecond, time.Duration(full(2400, 1200))*time.Millisecond, full(4, 2)),
+		longPrompts("prompts", "200 open streams that began with 100 KB", 200, 100<<10, full(2, 1)),
 		floods("declared", "413: 64 connections declare 64 MiB", 40, 10, full(3, 1),
 			flood{connections: 64, each: full(8, 4), declared: 64 << 20, sent: 1 << 20}),
 		floods("chunked", "413: 8 connections, chunks without an end", 0, 0, full(3, 1),
@@ -127,10 +128,9 @@ func paced(name, title string, of func(*target) batch, shape batch, rounds int) 
 }
 
 // openStreams holds n streams open, each with an event every pause, and looks for a while.
-func openStreams(n int, pause, window time.Duration, rounds int) scenario {
+func openStreams(name, title string, n int, pause, window time.Duration, rounds int) scenario {
 	return scenario{
-		name: "streams", title: fmt.Sprintf("%d open streams, %d events a second", n, n*int(time.Second/pause)),
-		rounds: rounds, weight: 12, fresh: true,
+		name: name, title: title, rounds: rounds, weight: 12, fresh: true,
 		figures: []figure{
 			{Name: "CPU per event", Unit: "µs", Must: 1.35, Aim: 1.2},
 			{Name: "memory per stream", Unit: "KB", compare: absolute, Must: 64, Aim: 36},
@@ -141,16 +141,7 @@ func openStreams(n int, pause, window time.Duration, rounds int) scenario {
 			if err != nil {
 				return nil, err
 			}
-			// A few requests first: what the first one allocates for good is not the streams'.
-			warm := batch{request: post(t, chatPath, t.key, question(1<<10)), status: 200, connections: 4, count: 64}
-			if _, err := warm.run(ctx, t.address); err != nil {
-				return nil, err
-			}
-			before, err := t.resident("VmRSS")
-			if err != nil {
-				return nil, err
-			}
-			s, err := open(ctx, t, n, post(t, chatPath, t.key, streamed(100_000, pause)))
+			s, err := openWarm(ctx, t, n, streamed(100_000, pause, 300))
 			if err != nil {
 				return nil, err
 			}
@@ -161,20 +152,57 @@ func openStreams(n int, pause, window time.Duration, rounds int) scenario {
 			time.Sleep(window)
 			cpu1, err1 := t.cpu()
 			events := s.events.Load() - events0
-			after, err2 := t.resident("VmRSS")
-			if failed := s.failed.Load(); failed != nil {
-				return nil, fmt.Errorf("%s: a stream: %w", t.name, *failed)
-			}
 			if events == 0 {
 				return nil, fmt.Errorf("%s: %d streams without an event in %s", t.name, n, window)
 			}
-			return []float64{
-				micros(cpu1-cpu0) / float64(events),
-				float64(after-before) / float64(n) / (1 << 10),
-				float64(idle) / (1 << 20),
-			}, errors.Join(err0, err1, err2)
+			each, err2 := s.memoryEach(t)
+			return []float64{micros(cpu1-cpu0) / float64(events), each, float64(idle) / (1 << 20)}, errors.Join(err0, err1, err2)
 		},
 	}
+}
+
+// longPrompts holds streams open that began with a long prompt: what of it stays for as long as the stream does.
+func longPrompts(name, title string, n, prompt, rounds int) scenario {
+	return scenario{
+		name: name, title: title, rounds: rounds, weight: 3, fresh: true,
+		figures: []figure{{Name: "memory per stream", Unit: "KB", compare: absolute}},
+		measure: func(ctx context.Context, t *target) ([]float64, error) {
+			s, err := openWarm(ctx, t, n, streamed(100_000, 200*time.Millisecond, prompt))
+			if err != nil {
+				return nil, err
+			}
+			defer s.close()
+			time.Sleep(time.Second)
+			each, err := s.memoryEach(t)
+			return []float64{each}, err
+		},
+	}
+}
+
+// openWarm opens streams after a few plain requests: what the first one allocates for good is not the streams'.
+func openWarm(ctx context.Context, t *target, n int, body string) (*streams, error) {
+	warm := batch{request: post(t, chatPath, t.key, question(1<<10)), status: 200, connections: 4, count: 64}
+	if _, err := warm.run(ctx, t.address); err != nil {
+		return nil, err
+	}
+	before, err := t.resident("VmRSS")
+	if err != nil {
+		return nil, err
+	}
+	s, err := open(ctx, t, n, post(t, chatPath, t.key, body))
+	if err == nil {
+		s.before = before
+	}
+	return s, err
+}
+
+// memoryEach is how much the process has grown since before the streams, in KB for each; an error if one has ended.
+func (s *streams) memoryEach(t *target) (float64, error) {
+	now, err := t.resident("VmRSS")
+	if failed := s.failed.Load(); failed != nil {
+		err = fmt.Errorf("%s: a stream: %w", t.name, *failed)
+	}
+	return float64(now-s.before) / float64(len(s.conns)) / (1 << 10), err
 }
 
 func floods(name, title string, must, aim float64, rounds int, f flood) scenario {
