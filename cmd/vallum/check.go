@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,10 +19,18 @@ func newCheck(s streams) *cobra.Command {
 		Short: "Says all that is wrong with a configuration, where, and what would be right",
 		Example: "  vallum check --config vallum.yaml\n" +
 			"  vallum check --config vallum.yaml --print    the effective configuration, with every default",
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(c *cobra.Command, _ []string) error {
 			conf, err := readConfig(file, s.in)
 			if asJSON {
 				return checkJSON(s, err)
+			}
+			if errors.Is(err, os.ErrNotExist) && !c.Flags().Changed("config") {
+				return usagef("there is no vallum.yaml here\nhint: vallum check --config FILE")
+			}
+			var problems *config.Problems
+			if errors.As(err, &problems) { // they are the answer
+				fmt.Fprint(s.out, problems.Text())
+				return errNo
 			}
 			if err != nil {
 				return err
@@ -36,8 +43,8 @@ func newCheck(s streams) *cobra.Command {
 				_, err = s.out.Write(b)
 				return err
 			}
-			fmt.Fprintf(s.out, "%s: right. %d upstream(s), %d role(s) beside the built-in ones, %d listener(s)\n", file, len(conf.Upstreams), len(conf.Roles), len(conf.Listen))
-			return nil
+			_, err = fmt.Fprintf(s.out, "%s: right: %d upstream(s), %d role(s) beside the built-in ones, %d listener(s)\n", file, len(conf.Upstreams), len(conf.Roles), len(conf.Listen))
+			return err
 		},
 	}
 	c.Flags().StringVar(&file, "config", "vallum.yaml", "the configuration; - for standard input")
@@ -54,9 +61,7 @@ func checkJSON(s streams, err error) error {
 	} else if err != nil {
 		return err
 	}
-	enc := json.NewEncoder(s.out)
-	enc.SetIndent("", "  ")
-	if err := enc.Encode(struct {
+	if err := s.printJSON(struct {
 		Right    bool             `json:"right"`
 		Problems []config.Problem `json:"problems"`
 	}{len(list) == 0, list}); err != nil {

@@ -3,12 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -64,11 +64,12 @@ func newExplain(s streams) *cobra.Command {
 func (s streams) explainRequest(ctx context.Context, q question, method, target string) error {
 	path, err := urlpath.Parse(target)
 	if err != nil {
-		return s.tell(policy.Explanation{Reason: verdict.AmbiguousPath.String(), Message: fmt.Sprintf("There is %v.", err), ToAllow: []string{verdict.AmbiguousPath.ForOperator()}}, q.asJSON)
+		return s.tell(refusal(verdict.AmbiguousPath, fmt.Sprintf("There is %v.", err)), q.asJSON)
 	}
-	op, segments, ok := vllm.Lookup(strings.ToUpper(method), path.String())
+	method = strings.ToUpper(method)
+	op, segments, ok := vllm.Lookup(method, path.String())
 	if !ok {
-		return s.tell(policy.Explanation{Reason: verdict.UnknownOperation.String(), Message: verdict.UnknownOperation.Sentence(), ToAllow: []string{verdict.UnknownOperation.ForOperator()}}, q.asJSON)
+		return s.tell(refusal(verdict.UnknownOperation, verdict.UnknownOperation.Sentence(), meant(method, path.String())...), q.asJSON)
 	}
 	who, err := q.principal(ctx)
 	if err != nil {
@@ -82,8 +83,9 @@ func (s streams) explainRequest(ctx context.Context, q question, method, target 
 	if table, ok := vllm.FieldsOf(op.ID); ok && q.body != "" {
 		doc, v := readBody(q.body, s.in, op, table)
 		if v.Refused() {
-			e := policy.Explanation{Operation: op.ID, Reason: v.Reason().String(), Message: v.Message(), ToAllow: []string{v.Reason().ForOperator()}}
-			if v.Cause() != nil {
+			e := refusal(v.Reason(), v.Message())
+			e.Operation = op.ID
+			if v.Cause() != nil && !strings.Contains(e.Message, v.Cause().Error()) {
 				e.Cause = v.Cause().Error()
 			}
 			return s.tell(e, q.asJSON)
@@ -96,7 +98,32 @@ func (s streams) explainRequest(ctx context.Context, q question, method, target 
 			return err
 		}
 	}
-	return s.tell(p.Explain(who, op, segments, facts), q.asJSON)
+	return s.tell(answer{p.Explain(who, op, segments, facts), slices.Concat(facts.Dropped, facts.UnknownKeys)}, q.asJSON)
+}
+
+// answer is an explanation, with the fields of the body that do not reach vLLM.
+type answer struct {
+	policy.Explanation
+	Dropped []string `json:"dropped,omitempty"`
+}
+
+// refusal is an answer that needed no policy.
+func refusal(r verdict.Reason, message string, ways ...string) answer {
+	return answer{Explanation: policy.Explanation{Reason: r.String(), Message: message, ToAllow: append(ways, r.ForOperator())}}
+}
+
+// meant names operations that are like the one asked for: another method, with /v1 before it, or without.
+func meant(method, path string) []string {
+	var ways []string
+	for _, at := range []string{path, "/v1" + path, strings.TrimPrefix(path, "/v1")} {
+		for _, m := range []string{method, "GET", "POST", "DELETE"} {
+			if op, _, ok := vllm.Lookup(m, at); ok {
+				ways = append(ways, fmt.Sprintf("there is %s %s (%s)", m, at, op.ID))
+			}
+		}
+	}
+	slices.Sort(ways)
+	return slices.Compact(ways)
 }
 
 func readBody(name string, in io.Reader, op *vllm.Operation, table *vllm.Table) (*inspect.Doc, verdict.Verdict) {
@@ -119,10 +146,10 @@ func (q question) principal(ctx context.Context) (identity.Principal, error) {
 		return identity.New("(roles "+strings.Join(q.roles, ", ")+")", "none", "", q.roles), nil
 	}
 	if q.key == "" {
-		return identity.Nobody, usagef("name a key with --key-name, or roles with --role")
+		return identity.Nobody, usagef("whose request is it?\nhint: --key-name NAME of a key, or --role ROLE")
 	}
 	who := identity.Nobody
-	err := withStore(ctx, q.state, func(st *store.Store) error {
+	err := withKeys(ctx, q.state, func(st *store.Store) error {
 		keys, err := st.ListKeys(ctx)
 		if err != nil {
 			return err
@@ -133,7 +160,7 @@ func (q question) principal(ctx context.Context) (identity.Principal, error) {
 			}
 		}
 		if who.IsNobody() {
-			return fmt.Errorf("no live key is called %q; `vallum keys list` shows them", q.key)
+			return fmt.Errorf("no live key is called %q\nhint: vallum keys list", q.key)
 		}
 		return nil
 	})
@@ -153,7 +180,7 @@ func (q question) policy(in io.Reader) (*policy.Policy, error) {
 	}
 	conf, err := readConfig(file, in)
 	if errors.Is(err, os.ErrNotExist) && q.config == "" {
-		return nil, fmt.Errorf("no gateway has left its configuration in %s: name one with --config FILE", file)
+		return nil, fmt.Errorf("no gateway has left its configuration in %s\nhint: --state DIR names the gateway's state directory, or --config FILE a configuration", file)
 	}
 	if err != nil {
 		return nil, err
@@ -167,30 +194,31 @@ func (q question) policy(in io.Reader) (*policy.Policy, error) {
 }
 
 // tell prints an explanation: the answer first, its grounds, then what would change it.
-func (s streams) tell(e policy.Explanation, asJSON bool) error {
+func (s streams) tell(e answer, asJSON bool) error {
 	if asJSON {
-		enc := json.NewEncoder(s.out)
-		enc.SetIndent("", "  ")
-		if err := enc.Encode(e); err != nil {
+		if err := s.printJSON(e); err != nil {
 			return err
 		}
 	} else if e.Allowed {
 		fmt.Fprintf(s.out, "allowed: %s by the role %s\n", e.Operation, e.Rule)
 		if e.Model != "" {
-			fmt.Fprintf(s.out, "  model      %s\n", e.Model)
+			fmt.Fprintf(s.out, "  model            %s\n", e.Model)
 		}
 		if len(e.Edits) > 0 {
-			fmt.Fprintf(s.out, "  written    %s\n", strings.Join(e.Edits, ", "))
+			fmt.Fprintf(s.out, "  written          %s\n", strings.Join(e.Edits, ", "))
+		}
+		if len(e.Dropped) > 0 {
+			fmt.Fprintf(s.out, "  dropped          %s\n", strings.Join(e.Dropped, ", "))
 		}
 	} else {
 		fmt.Fprintf(s.out, "refused: %s\n  %s\n", e.Reason, e.Message)
 		if e.Cause != "" {
-			fmt.Fprintf(s.out, "  cause      %s\n", e.Cause)
+			fmt.Fprintf(s.out, "  cause            %s\n", e.Cause)
 		}
 	}
 	if !asJSON {
 		for _, r := range e.Rules {
-			fmt.Fprintf(s.out, "  role %-10s %s\n", r.Role, r.Why)
+			fmt.Fprintf(s.out, "  role %-11s %s\n", r.Role, r.Why)
 		}
 		for _, way := range e.ToAllow {
 			s.hint("%s", way)
@@ -203,20 +231,20 @@ func (s streams) tell(e policy.Explanation, asJSON bool) error {
 }
 
 func (s streams) explainRecord(ctx context.Context, q question) error {
-	state, err := stateOrDefault(q.state)
+	dir, err := recordsDir(q.state, nil)
 	if err != nil {
 		return err
 	}
-	records, err := audit.Find(filepath.Join(state, "audit"), q.record)
+	records, err := audit.Find(dir, q.record)
 	if errors.Is(err, audit.ErrNotFound) {
-		return fmt.Errorf("no record %q: refusals before a key is known are counted, not recorded singly; `vallum log show` has the counts", q.record)
+		return fmt.Errorf("no record %q: refusals before a key is known are counted, not recorded singly\nhint: vallum log show has the counts", q.record)
 	}
 	if err != nil {
 		return err
 	}
 	last := records[len(records)-1]
 	if q.asJSON {
-		return json.NewEncoder(s.out).Encode(records)
+		return s.printJSON(records)
 	}
 	fmt.Fprintf(s.out, "%s at %s by key %s (%s) from %s\n", last.Operation, last.Time.UTC().Format(time.RFC3339), last.Principal, last.KeyID, last.Remote)
 	if last.Reason == "" {
@@ -226,7 +254,7 @@ func (s streams) explainRecord(ctx context.Context, q question) error {
 	reason, _ := verdict.ReasonOf(last.Reason)
 	fmt.Fprintf(s.out, "refused: %s\n  %s\n", last.Reason, reason.Sentence())
 	if last.Detail != "" {
-		fmt.Fprintf(s.out, "  cause      %s\n", last.Detail)
+		fmt.Fprintf(s.out, "  cause            %s\n", last.Detail)
 	}
 	op, known := vllm.ByID(last.Operation)
 	if reason != verdict.NotPermitted || !known {
@@ -248,7 +276,7 @@ func (s streams) explainRecord(ctx context.Context, q question) error {
 		return nil
 	}
 	for _, r := range e.Rules {
-		fmt.Fprintf(s.out, "  role %-10s %s\n", r.Role, r.Why)
+		fmt.Fprintf(s.out, "  role %-11s %s\n", r.Role, r.Why)
 	}
 	for _, way := range e.ToAllow {
 		s.hint("%s", way)

@@ -3,9 +3,12 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -14,6 +17,7 @@ import (
 
 	"github.com/vallum/vallum/internal/config"
 	"github.com/vallum/vallum/internal/daemon"
+	"github.com/vallum/vallum/internal/policy"
 	"github.com/vallum/vallum/internal/store"
 )
 
@@ -41,7 +45,28 @@ func newKeys(s streams) *cobra.Command {
 	return c
 }
 
-// withStore opens the state directory's store for one command.
+// existing is the state directory of a command that only looks or takes away: a name mistyped must not make a new one.
+func existing(dir string) (string, error) {
+	dir, err := stateOrDefault(dir)
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("there is no state directory %s\nhint: --state DIR names the one of the gateway", dir)
+	}
+	return dir, nil
+}
+
+// withKeys opens the store of an existing state directory.
+func withKeys(ctx context.Context, dir string, use func(*store.Store) error) error {
+	dir, err := existing(dir)
+	if err != nil {
+		return err
+	}
+	return withStore(ctx, dir, use)
+}
+
+// withStore opens the state directory's store for one command, and makes both when they are not there yet.
 func withStore(ctx context.Context, dir string, use func(*store.Store) error) error {
 	dir, err := stateOrDefault(dir)
 	if err != nil {
@@ -68,7 +93,10 @@ func (w *wanted) flags(c *cobra.Command) {
 	c.Flags().StringVar(&w.note, "note", "", "a note for people")
 }
 
-func (w *wanted) key(now time.Time) (store.NewKey, error) {
+func (w *wanted) key(c *cobra.Command, now time.Time) (store.NewKey, error) {
+	if w.name == "" || len(w.roles) == 0 {
+		return store.NewKey{}, usagef("a key needs a name and a role\nhint: %s --name NAME --role inference", c.CommandPath())
+	}
 	k := store.NewKey{Name: w.name, Tenant: w.tenant, Roles: w.roles, Note: w.note}
 	if w.expires != "" {
 		d, err := config.ParseDuration(w.expires)
@@ -78,6 +106,25 @@ func (w *wanted) key(now time.Time) (store.NewKey, error) {
 		k.Expires = now.Add(d)
 	}
 	return k, nil
+}
+
+// warnRoles says when a role is one that the gateway does not have. It does not refuse: the role may come with the next
+// configuration.
+func (s streams) warnRoles(dir string, roles []string) {
+	dir, err := stateOrDefault(dir)
+	if err != nil {
+		return
+	}
+	known := slices.Sorted(maps.Keys(policy.BuiltIn))
+	if conf, err := readConfig(filepath.Join(dir, daemon.EffectiveFile), nil); err == nil {
+		known = append(known, slices.Sorted(maps.Keys(conf.Roles))...)
+	}
+	for _, role := range roles {
+		if !slices.Contains(known, role) {
+			fmt.Fprintf(s.err, "vallum: warning: there is no role %q now: the key can do nothing by it until the configuration has it\n", role)
+			s.hint("roles now: %s", strings.Join(known, ", "))
+		}
+	}
 }
 
 func newKeysCreate(s streams) *cobra.Command {
@@ -90,14 +137,15 @@ func newKeysCreate(s streams) *cobra.Command {
 		Example: "  vallum keys create --name app --role inference --expires 90d",
 		RunE: func(c *cobra.Command, _ []string) error {
 			now := time.Now()
-			want, err := w.key(now)
+			want, err := w.key(c, now)
 			if err != nil {
 				return err
 			}
+			s.warnRoles(dir, want.Roles)
 			return withStore(c.Context(), dir, func(st *store.Store) error {
 				secret, key, err := st.CreateKey(c.Context(), want, now)
 				if err != nil {
-					return fmt.Errorf("making the key: %w", err)
+					return err
 				}
 				return s.printKey(secret, key, asJSON)
 			})
@@ -112,7 +160,7 @@ func newKeysCreate(s streams) *cobra.Command {
 // printKey prints the secret alone on stdout, so that a script can take it, and the rest on stderr.
 func (s streams) printKey(secret string, key store.Key, asJSON bool) error {
 	if asJSON {
-		return json.NewEncoder(s.out).Encode(struct {
+		return s.printJSON(struct {
 			Secret string `json:"key"`
 			store.Key
 		}{secret, key})
@@ -135,7 +183,7 @@ func newKeysList(s streams) *cobra.Command {
 		Use:   "list",
 		Short: "Lists the keys; never the keys themselves",
 		RunE: func(c *cobra.Command, _ []string) error {
-			return withStore(c.Context(), dir, func(st *store.Store) error {
+			return withKeys(c.Context(), dir, func(st *store.Store) error {
 				keys, err := st.ListKeys(c.Context())
 				if err != nil {
 					return err
@@ -148,9 +196,7 @@ func newKeysList(s streams) *cobra.Command {
 					}
 				}
 				if asJSON {
-					enc := json.NewEncoder(s.out)
-					enc.SetIndent("", "  ")
-					return enc.Encode(shown)
+					return s.printJSON(shown)
 				}
 				return s.tableOfKeys(shown, now)
 			})
@@ -191,15 +237,19 @@ func (s streams) tableOfKeys(keys []store.Key, now time.Time) error {
 
 func newKeysRevoke(s streams) *cobra.Command {
 	var dir string
+	var asJSON bool
 	c := &cobra.Command{
 		Use:   "revoke ID|NAME",
 		Short: "Ends a key at once, and its running requests",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return withStore(c.Context(), dir, func(st *store.Store) error {
+			return withKeys(c.Context(), dir, func(st *store.Store) error {
 				gone, err := st.RevokeKey(c.Context(), args[0], time.Now())
 				if err != nil {
-					return fmt.Errorf("revoking %q: %w", args[0], err)
+					return noSuchKey(err)
+				}
+				if asJSON {
+					return s.printJSON(gone)
 				}
 				for _, k := range gone {
 					fmt.Fprintf(s.out, "revoked %s (%s)\n", k.Name, k.ID)
@@ -209,7 +259,16 @@ func newKeysRevoke(s streams) *cobra.Command {
 		},
 	}
 	stateFlag(c, &dir)
+	c.Flags().BoolVar(&asJSON, "json", false, "print what is known of the revoked keys as JSON")
 	return c
+}
+
+// noSuchKey adds where the keys' names are found.
+func noSuchKey(err error) error {
+	if errors.Is(err, store.ErrNoSuchKey) {
+		return fmt.Errorf("%w\nhint: vallum keys list --all", err)
+	}
+	return err
 }
 
 func newKeysRotate(s streams) *cobra.Command {
@@ -228,10 +287,10 @@ func newKeysRotate(s streams) *cobra.Command {
 					return usagef("--overlap: %w", err)
 				}
 			}
-			return withStore(c.Context(), dir, func(st *store.Store) error {
+			return withKeys(c.Context(), dir, func(st *store.Store) error {
 				secret, key, err := st.RotateKey(c.Context(), args[0], both, time.Now())
 				if err != nil {
-					return fmt.Errorf("rotating %q: %w", args[0], err)
+					return noSuchKey(err)
 				}
 				return s.printKey(secret, key, asJSON)
 			})
@@ -246,13 +305,14 @@ func newKeysRotate(s streams) *cobra.Command {
 func newKeysImport(s streams) *cobra.Command {
 	var dir string
 	var w wanted
+	var asJSON bool
 	c := &cobra.Command{
 		Use:     "import --name NAME --role ROLE < FILE",
 		Short:   "Takes an existing key (sk-…) from standard input; only its hash is kept",
 		Example: "  vallum keys import --name old-app --role inference < old-key.txt",
 		RunE: func(c *cobra.Command, _ []string) error {
 			now := time.Now()
-			want, err := w.key(now)
+			want, err := w.key(c, now)
 			if err != nil {
 				return err
 			}
@@ -261,10 +321,14 @@ func newKeysImport(s streams) *cobra.Command {
 			if value == "" {
 				return usagef("standard input holds no key: give it on one line (%v)", err)
 			}
+			s.warnRoles(dir, want.Roles)
 			return withStore(c.Context(), dir, func(st *store.Store) error {
 				key, err := st.ImportKey(c.Context(), value, want, now)
 				if err != nil {
-					return fmt.Errorf("importing the key: %w", err)
+					return err
+				}
+				if asJSON {
+					return s.printJSON(key)
 				}
 				fmt.Fprintf(s.out, "%s\n", key.ID)
 				fmt.Fprintf(s.err, "imported %s (%s) with role %s\n", key.Name, key.ID, strings.Join(key.Roles, ", "))
@@ -274,5 +338,6 @@ func newKeysImport(s streams) *cobra.Command {
 	}
 	w.flags(c)
 	stateFlag(c, &dir)
+	c.Flags().BoolVar(&asJSON, "json", false, "print what is known of the key as JSON")
 	return c
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,18 +27,22 @@ func newLog(s streams) *cobra.Command {
 }
 
 func newLogVerify(s streams) *cobra.Command {
-	var key, checkpoint string
+	var key, checkpoint, dir string
 	var asJSON bool
 	c := &cobra.Command{
-		Use:   "verify DIR",
+		Use:   "verify [DIR]",
 		Short: "Says how far the chain holds and is signed, or the first line where it does not",
-		Long: "DIR is the audit folder of a state directory, or a copy of it. The public key is DIR/log.pub unless --key names\n" +
+		Long: "DIR is the audit folder of a state directory, or a copy of it; by default that of --state. The public key is DIR/log.pub unless --key names\n" +
 			"another: keep one elsewhere, for who can write DIR can write that file too. --checkpoint names a signed\n" +
 			"checkpoint that somebody else kept: a log that was cut shorter than it is found out.",
 		Example: "  vallum log verify /var/lib/vallum/audit --key /safe/log.pub",
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.MaximumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			pub, err := publicKey(args[0], key)
+			records, err := recordsDir(dir, args)
+			if err != nil {
+				return err
+			}
+			pub, err := publicKey(records, key)
 			if err != nil {
 				return err
 			}
@@ -47,25 +52,61 @@ func newLogVerify(s streams) *cobra.Command {
 					return fmt.Errorf("reading the checkpoint: %w", err)
 				}
 			}
-			report, err := audit.Verify(args[0], pub, held)
+			report, err := audit.Verify(records, pub, held)
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				err = json.NewEncoder(s.out).Encode(report)
-			} else {
-				_, err = fmt.Fprintln(s.out, report)
-			}
-			if err == nil && !report.OK() {
-				return errNo
-			}
-			return err
+			return s.tellReport(report, asJSON)
 		},
 	}
+	stateFlag(c, &dir)
 	c.Flags().StringVar(&key, "key", "", "file with the log's public key (default: DIR/log.pub)")
 	c.Flags().StringVar(&checkpoint, "checkpoint", "", "file with a checkpoint that was kept elsewhere")
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	return c
+}
+
+// tellReport prints what verifying found: exit code 0 when the log is as it was written, as far as anyone can tell.
+func (s streams) tellReport(r audit.Report, asJSON bool) error {
+	var err error
+	if asJSON {
+		err = s.printJSON(struct {
+			OK       bool      `json:"ok"`
+			Outcome  string    `json:"outcome"`
+			First    uint64    `json:"first"`
+			Holds    uint64    `json:"holds"`
+			Signed   uint64    `json:"signed"`
+			SignedAt time.Time `json:"signed_at,omitzero"`
+			Claimed  uint64    `json:"claimed,omitempty"`
+			BrokenAt uint64    `json:"broken_at,omitempty"`
+			File     string    `json:"file,omitempty"`
+			Line     int       `json:"line,omitempty"`
+			Torn     bool      `json:"torn,omitempty"`
+			Meaning  string    `json:"meaning,omitempty"`
+		}{r.OK(), string(r.Outcome), r.First, r.Holds, r.Signed, r.SignedAt, r.Claimed, r.BrokenAt, r.File, r.Line, r.Torn, r.Meaning})
+	} else {
+		_, err = fmt.Fprintln(s.out, r)
+	}
+	if err == nil && !r.OK() {
+		return errNo
+	}
+	return err
+}
+
+// recordsDir is the folder of the records: the one that is named, or that of the state directory.
+func recordsDir(state string, args []string) (string, error) {
+	if len(args) > 0 {
+		return args[0], nil
+	}
+	dir, err := existing(state)
+	if err != nil {
+		return "", err
+	}
+	dir = filepath.Join(dir, "audit")
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("no gateway has written records to %s\nhint: --state DIR names the state directory of the gateway", dir)
+	}
+	return dir, nil
 }
 
 func publicKey(dir, file string) (string, error) {
@@ -74,7 +115,11 @@ func publicKey(dir, file string) (string, error) {
 	}
 	b, err := os.ReadFile(file)
 	if err != nil {
-		return "", fmt.Errorf("reading the public key: %w; name it with --key FILE", err)
+		hint := "--key FILE names the log's public key"
+		if _, missing := os.Stat(filepath.Join(dir, "audit")); missing == nil {
+			hint = "the records are in " + filepath.Join(dir, "audit")
+		}
+		return "", fmt.Errorf("reading the public key: %w\nhint: %s", err, hint)
 	}
 	return strings.TrimSpace(string(b)), nil
 }
@@ -95,14 +140,14 @@ func newLogShow(s streams) *cobra.Command {
 				}
 				from = time.Now().Add(-d)
 			}
-			state, err := stateOrDefault(dir)
+			records, err := recordsDir(dir, nil)
 			if err != nil {
 				return err
 			}
 			keep := func(r audit.Record) bool {
 				return (key == "" || r.KeyID == key || r.Principal == key) && (reason == "" || r.Reason == reason)
 			}
-			return s.showRecords(filepath.Join(state, "audit"), from, keep, asJSON)
+			return s.showRecords(records, from, keep, asJSON)
 		},
 	}
 	stateFlag(c, &dir)
@@ -117,9 +162,11 @@ func (s streams) showRecords(dir string, from time.Time, keep func(audit.Record)
 	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
 	enc := json.NewEncoder(s.out)
 	n := 0
+	var wrong []error
 	for r, err := range audit.Read(dir, from, keep) {
-		if err != nil {
-			return err
+		if err != nil { // of one line, mostly: the others are shown all the same
+			wrong = append(wrong, err)
+			continue
 		}
 		if n == 0 && !asJSON {
 			fmt.Fprintln(w, "TIME (UTC)\tANSWER\tKEY\tOPERATION\tMODEL\tTOKENS\tTOOK\tID")
@@ -138,7 +185,10 @@ func (s streams) showRecords(dir string, from time.Time, keep func(audit.Record)
 			}
 		}
 	}
-	return w.Flush()
+	if n == 0 && len(wrong) == 0 {
+		fmt.Fprintln(s.err, "no records fit")
+	}
+	return errors.Join(append(wrong, w.Flush())...)
 }
 
 // recordCells is one record in a line: the id stands last, so that what matters fits a terminal.

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -39,6 +41,14 @@ type streams struct {
 // hint prints what to do next, on a line of its own.
 func (s streams) hint(format string, args ...any) {
 	fmt.Fprintf(s.err, "hint: "+format+"\n", args...)
+}
+
+// printJSON prints an answer for machines.
+func (s streams) printJSON(v any) error {
+	enc := json.NewEncoder(s.out)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
 }
 
 // run is main without the process: arguments and streams in, exit code out.
@@ -85,9 +95,7 @@ func newRoot(s streams) *cobra.Command {
 		return usagef("%w\nhint: %s --help", err, c.CommandPath())
 	})
 	root.AddCommand(newServe(s), newCheck(s), newKeys(s), newExplain(s), newLog(s), newDemo(s), newVersion(s))
-	for _, c := range root.Commands() {
-		wrapArgs(c)
-	}
+	wrapArgs(root)
 	return root
 }
 
@@ -98,10 +106,14 @@ func wrapArgs(c *cobra.Command) {
 		check = cobra.NoArgs
 	}
 	c.Args = func(c *cobra.Command, args []string) error {
-		if err := check(c, args); err != nil {
-			return usagef("%w\nhint: %s --help", err, c.CommandPath())
+		err := check(c, args)
+		if err == nil {
+			return nil
 		}
-		return nil
+		if like := c.SuggestionsFor(args[len(args)-1]); len(args) == 1 && len(like) > 0 {
+			return usagef("%w\nhint: did you mean %s?", err, strings.Join(like, " or "))
+		}
+		return usagef("%w\nhint: %s --help", err, c.CommandPath())
 	}
 	for _, sub := range c.Commands() {
 		wrapArgs(sub)
@@ -109,14 +121,25 @@ func wrapArgs(c *cobra.Command) {
 }
 
 func newVersion(s streams) *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	c := &cobra.Command{
 		Use:   "version",
 		Short: "Prints the version, and the vLLM releases whose surface it knows",
 		RunE: func(*cobra.Command, []string) error {
-			fmt.Fprintf(s.out, "vallum %s %s/%s %s\nknows vLLM up to %s\n", version(), runtime.GOOS, runtime.GOARCH, runtime.Version(), newestRelease())
-			return nil
+			if asJSON {
+				return s.printJSON(struct {
+					Version  string `json:"version"`
+					Platform string `json:"platform"`
+					Go       string `json:"go"`
+					VLLM     string `json:"newest_vllm"`
+				}{version(), runtime.GOOS + "/" + runtime.GOARCH, runtime.Version(), newestRelease()})
+			}
+			_, err := fmt.Fprintf(s.out, "vallum %s %s/%s %s\nknows vLLM up to %s\n", version(), runtime.GOOS, runtime.GOARCH, runtime.Version(), newestRelease())
+			return err
 		},
 	}
+	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	return c
 }
 
 // version is the module's version as the build recorded it.

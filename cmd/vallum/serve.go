@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -43,9 +44,13 @@ func newServe(s streams) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return daemon.Run(c.Context(), daemon.Options{
+			err = daemon.Run(c.Context(), daemon.Options{
 				Load: load, File: f.config, State: f.state, Out: s.out, Screen: s.err, Terminal: isTerminal(s.err), Log: log,
 			})
+			if errors.Is(err, syscall.EADDRINUSE) {
+				return fmt.Errorf("%w\nhint: --listen 127.0.0.1:0 takes a free port, and prints it", err)
+			}
+			return err
 		},
 	}
 	c.Flags().StringVar(&f.config, "config", "", "configuration file (vallum.yaml)")
@@ -140,7 +145,7 @@ func flagProblems(p *config.Problems) error {
 		case strings.HasPrefix(flag, "listen[0].terminated_by"):
 			flag = "--behind"
 		case strings.HasPrefix(flag, "listen[0].tls"):
-			flag = "--tls-certificate, --tls-key"
+			flag, one.Right = "--tls-certificate, --tls-key", "--tls-certificate FILE --tls-key FILE"
 		case strings.HasPrefix(flag, "listen[0]"):
 			flag = "--listen"
 			one.Right = strings.NewReplacer("tls: {certificate, key}", "--tls-certificate FILE --tls-key FILE", "terminated_by: [CIDR of the proxies that end TLS]", "--behind CIDR of the proxies that end TLS", "insecure_plain_http: true", "--insecure-plain-http").Replace(one.Right)
