@@ -156,16 +156,17 @@ func (d *Daemon) serve(ctx, work context.Context, conf *config.Config) error {
 	if err := d.loadKeys(ctx); err != nil {
 		return err
 	}
-	first, err := d.firstKey(ctx)
-	if err != nil {
-		return err
-	}
 	if err := d.apply(work, conf); err != nil {
 		return err
 	}
 	servers, probes, err := d.listen(work, conf)
 	if err != nil {
 		return err
+	}
+	// Not before everything else is right: it is made once, and shown once.
+	first, err := d.firstKey(ctx)
+	if err != nil {
+		return errors.Join(err, closeAll(append(servers, probes...)))
 	}
 	failed := make(chan error, len(servers)+len(probes))
 	for _, s := range append(servers, probes...) {
