@@ -139,23 +139,31 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.Behind(n
 func (g *Gateway) Behind(proxies []netip.Prefix, w http.ResponseWriter, r *http.Request) {
 	req := Request{ID: newID(), Method: r.Method, Target: r.RequestURI, Header: r.Header, Body: r.Body, Length: r.ContentLength, Arrived: g.Now()}
 	w.Header().Set("X-Request-Id", req.ID)
+	body := g.deadlineFor(w, r)
+	req.Body = body
 	remote, v := g.enter(proxies, r)
 	if v.Refused() {
+		body.done()
 		g.Records.Count(v.Reason().String(), remote)
 		g.Meter.Observe(Sample{Reason: v.Reason().String()})
 		writeRefusal(w, vllm.OpenAI, v)
 		return
 	}
 	req.Remote = remote
+	if r.Method == http.MethodOptions {
+		body.done()
+	}
 	if g.answerBrowser(w, r) {
 		return
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	body := g.deadlineFor(w, r.Body)
-	req.Body = body
 	x := &Exchange{gateway: g, request: req, cancel: cancel}
-	defer func() { x.end(w, recover()) }()
+	defer func() {
+		panicked := recover()
+		body.done()
+		x.end(w, panicked)
+	}()
 	v = x.admit()
 	body.done()
 	if v.Refused() {

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"sync/atomic"
@@ -79,32 +80,45 @@ func (h *held) give() {
 	h.n = 0
 }
 
-// timedBody gives the whole body a deadline, from the first read on: a caller that sends a byte a minute would
-// otherwise hold a slot and memory for as long as it likes.
+// linger is how long net/http may go on reading a body that nobody wants any more: it discards what is left of one
+// (up to 256 KiB) before it answers, so that a client which writes first and reads then gets the answer.
+const linger = 500 * time.Millisecond
+
+// timedBody gives the whole body a deadline, from the request's arrival on: a caller that sends a byte a minute, with a
+// key or without, would otherwise hold a connection, a slot and memory for as long as it likes.
 type timedBody struct {
 	body    io.Reader
 	control *http.ResponseController
-	timeout time.Duration
 	now     func() time.Time
-	armed   bool
+	left    bool // there may be more to read
+	late    bool // its deadline passed
 }
 
-func (g *Gateway) deadlineFor(w http.ResponseWriter, body io.Reader) *timedBody {
-	return &timedBody{body: body, control: http.NewResponseController(w), timeout: g.Settings.BodyTimeout, now: g.Now}
+func (g *Gateway) deadlineFor(w http.ResponseWriter, r *http.Request) *timedBody {
+	b := &timedBody{body: r.Body, control: http.NewResponseController(w), now: g.Now, left: r.ContentLength != 0}
+	if b.left {
+		// A writer without deadlines (an ext_authz caller) has its own; the server's has one.
+		_ = b.control.SetReadDeadline(b.now().Add(g.Settings.BodyTimeout))
+	}
+	return b
 }
 
 func (b *timedBody) Read(p []byte) (int, error) {
-	if !b.armed && b.timeout > 0 {
-		b.armed = true
-		// A writer without deadlines (an ext_authz caller) has its own; the server's has one.
-		_ = b.control.SetReadDeadline(b.now().Add(b.timeout))
+	n, err := b.body.Read(p)
+	var timeout interface{ Timeout() bool }
+	switch {
+	case err == io.EOF:
+		b.left = false
+		_ = b.control.SetReadDeadline(time.Time{}) // the connection's reader goes on to watch for the client's leaving
+	case errors.As(err, &timeout) && timeout.Timeout():
+		b.late = true
 	}
-	return b.body.Read(p)
+	return n, err
 }
 
-// done takes the deadline away again: the connection's reader goes on to watch for the client's leaving.
+// done is called before anything is answered: what is left of the body has a moment more, and none when it was late.
 func (b *timedBody) done() {
-	if b.armed {
-		_ = b.control.SetReadDeadline(time.Time{})
+	if b.left && !b.late {
+		_ = b.control.SetReadDeadline(b.now().Add(linger))
 	}
 }
