@@ -130,6 +130,7 @@ func (x *exchange) ask() (head, verdict.Verdict) {
 		}
 	}
 	x.out.BytesUp = x.call.length()
+	x.call.Body, x.call.Reader = nil, nil // a stream may run for an hour: its prompt must not lie in memory as long
 	h, err := x.conn.readHead(x.call.Grant.Method())
 	if err != nil {
 		x.release()

@@ -12,10 +12,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+	"weak"
 
 	"github.com/vallum/vallum/internal/verdict"
 )
@@ -89,6 +91,38 @@ func TestBodiesGoUpWhole(t *testing.T) {
 	cl.Body, cl.Reader, cl.Length = nil, strings.NewReader("abc"), 5
 	if out, _ := send(f.upstream(nil), cl); !out.Refusal.Refused() || len(f.got()) != 0 {
 		t.Errorf("a body that is shorter than declared: %+v, %q", out, f.got())
+	}
+}
+
+// A stream may run for an hour. Were its prompt held as long, a few of the largest would fill the memory.
+func TestABodyThatWentUpIsNotHeld(t *testing.T) {
+	arrived, answered := make(chan struct{}), make(chan struct{})
+	f := listen(t, func(f *fake, c net.Conn, br *bufio.Reader) {
+		f.request(br)
+		close(arrived)
+		<-answered
+		_, _ = io.WriteString(c, answer("{}"))
+	})
+	body, ended := make(chan weak.Pointer[byte], 1), make(chan verdict.Outcome, 1)
+	go func() {
+		cl := call(t, strings.Repeat("x", 1<<20))
+		body <- weak.Make(&cl.Body[0])
+		out, _ := send(f.upstream(nil), cl)
+		ended <- out
+	}()
+	held := <-body
+	<-arrived
+	for range 1000 { // it arrived a moment before the sender knows that
+		if runtime.GC(); held.Value() == nil {
+			break
+		}
+	}
+	if held.Value() != nil {
+		t.Error("the body is still in memory while the answer is waited for")
+	}
+	close(answered)
+	if out := <-ended; out.Refusal.Refused() || out.BytesUp != 1<<20 {
+		t.Errorf("%+v", out)
 	}
 }
 

@@ -187,7 +187,11 @@ func (x *Exchange) rewrite() (inspect.Body, error) {
 			edits[i].Value = strconv.Quote(x.gateway.Salts.Salt(x.who.Tenant()))
 		}
 	}
-	return x.doc.Rewrite(edits)
+	body, err := x.doc.Rewrite(edits)
+	if body.Bytes != nil {
+		x.doc = nil // nothing is spooled, and the caller's own bytes must not lie in memory for as long as a stream runs
+	}
+	return body, err
 }
 
 // answer serves what vLLM lacks or tells too much of: the list of this principal's models, and one of them.
