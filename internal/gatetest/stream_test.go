@@ -16,12 +16,36 @@ import (
 	"github.com/vallum/vallum/internal/vllmtest"
 )
 
-// streams are the dialects' streams: words is how many pieces the fake answers with. The caller does not ask for usage.
-var streams = []struct {
+// stream is a streamed request of one dialect.
+type stream struct {
 	name, path, body string
-	events, hidden   int // of the upstream; which one of them is Vallum's own and does not leave, -1 for none
-	last             string
-}{
+	events, hidden   int    // of the upstream; which one of them is Vallum's own and does not leave, -1 for none
+	last             string // how its last event begins
+}
+
+// endsInError checks that an answer is no success in the dialect's eyes, and says why.
+func (s stream) endsInError(t *testing.T, name string, a Answer, reason string) {
+	t.Helper()
+	if a.Reason() != "" { // before the status line left
+		if a.Reason() != reason || a.Status < 400 || a.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s: %d %v %s, want %s", name, a.Status, a.Header, a.Body, reason)
+		}
+		return
+	}
+	end := map[string]string{"chat": "\n\ndata: [DONE]\n\n", "completions": "\n\ndata: [DONE]\n\n", "responses": "\n\n", "messages": "\n\n"}[s.name]
+	events := strings.Split(strings.TrimSuffix(a.Body, end), "\n\n")
+	last := events[len(events)-1]
+	begins := map[string]string{"chat": `data: {"error":`, "completions": `data: {"error":`, "responses": "event: error\ndata: ", "messages": "event: error\ndata: {\"type\":\"error\""}[s.name]
+	if !strings.HasSuffix(a.Body, end) || !strings.HasPrefix(last, begins) || s.name != "messages" && !strings.Contains(last, `"code":"`+reason+`"`) {
+		t.Errorf("%s: does not end as an error (%s):\n%s", name, reason, a.Body)
+	}
+	if strings.Contains(a.Body, "event: message_stop") || strings.Contains(a.Body, "event: response.completed") {
+		t.Errorf("%s: looks like a success:\n%s", name, a.Body)
+	}
+}
+
+// streams are the dialects' streams: words is how many pieces the fake answers with. The caller does not ask for usage.
+var streams = []stream{
 	{"chat", "/v1/chat/completions", `{"model":"tiny","stream":true,"messages":[{"role":"user","content":"hi"}]}`, words + 3, words + 1, "data: [DONE]"},
 	{"completions", "/v1/completions", `{"model":"tiny","stream":true,"prompt":"hi"}`, words + 2, words, "data: [DONE]"},
 	{"responses", "/v1/responses", `{"model":"tiny","stream":true,"input":"hi"}`, words + 8, -1, "event: response.completed"},

@@ -16,12 +16,27 @@ type event struct {
 	prefix []byte // what stands before the one data line, byte for byte
 	suffix []byte // what stands after it
 	isData bool   // it has a data line
+	isOdd  bool   // it has a line that is no field of an event
 }
 
 // Event rewrites one event, given with its blank line: byte for byte unless something in it must not leave. It returns
-// nil for the usage chunk that only we asked for.
+// nil for the usage chunk that only we asked for. After an error nothing leaves any more that would look like a success:
+// what still comes is counted.
 func (r *Reply) Event(raw []byte) []byte {
+	failed, ended := r.failed, r.ended
+	out := r.event(raw)
+	if failed {
+		r.ended = ended
+		return nil
+	}
+	return out
+}
+
+func (r *Reply) event(raw []byte) []byte {
 	e := parse(raw)
+	if e.isOdd {
+		return r.garbage(errors.New("a line is neither a field of an event nor a comment"))
+	}
 	if !e.isData {
 		return raw // comments are keep-alives
 	}
@@ -223,6 +238,8 @@ func parse(raw []byte) event {
 			e.suffix = []byte("\n\n")
 		case bytes.HasPrefix(line, []byte("event:")):
 			e.name = bytes.TrimPrefix(line[len("event:"):], []byte(" "))
+		case len(line) > 0 && line[0] != ':' && !bytes.HasPrefix(line, []byte("id:")) && !bytes.HasPrefix(line, []byte("retry:")):
+			e.isOdd = true
 		}
 		rest = next
 	}
