@@ -1,0 +1,97 @@
+package isolate
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/isolate/fleet"
+)
+
+// cuts lists what works now and would not any more: whoever applies a plan should know it before, not after.
+func cuts(o *config.Isolate, m *fleet.Manifest, s *Snapshot, r Ruleset) []Cut {
+	var list []Cut
+	docker, kube := s.forwarder()
+	switch {
+	case kube:
+		list = append(list, Cut{What: "kube-proxy forwards to pods: services and pod traffic of this machine would stop", Right: "on Kubernetes let the CNI isolate: vallum isolate policy kubernetes"})
+	case docker && len(o.Egress) == 0:
+		list = append(list, Cut{What: "docker forwards to containers: their published ports and their way out would stop", Right: "container_bridges: [docker0] keeps the way out; published ports stay closed"})
+	case docker:
+		list = append(list, Cut{What: "docker forwards to containers: their published ports would stop", Right: "publish on loopback, or run with the host's network"})
+	case s.Forwarding && len(o.Egress) == 0:
+		list = append(list, Cut{What: "this machine forwards packets between its devices; that would stop", Right: "container_bridges: [NAME], or leave forwarding to another machine"})
+	}
+	ports := map[string]bool{}
+	for _, k := range s.Sockets {
+		if k.Listening && k.Namespace == "" {
+			ports[portKey(k)] = true
+		}
+	}
+	for _, k := range s.Sockets {
+		if k.Namespace != "" || k.Local.Addr().Unmap().IsLoopback() || inOverlay(m, k.Local.Addr()) {
+			continue
+		}
+		if c, cut := cutOf(k, s, r, o.Device, ports[portKey(k)]); cut {
+			list = append(list, c)
+		}
+	}
+	slices.SortStableFunc(list, func(a, b Cut) int {
+		return cmp.Or(cmp.Compare(b2i(a.Socket.Local.IsValid()), b2i(b.Socket.Local.IsValid())), cmp.Compare(a.What, b.What))
+	})
+	return slices.CompactFunc(list, func(a, b Cut) bool { return a.What == b.What })
+}
+
+func cutOf(k Socket, s *Snapshot, r Ruleset, device string, inbound bool) (Cut, bool) {
+	right := fmt.Sprintf("allow: [{name: NAME, protocol: %s, port: %d}]", k.Protocol, k.Local.Port())
+	if k.Listening {
+		if r.opens(device, k.Protocol, k.Local.Port()) {
+			return Cut{}, false
+		}
+		return Cut{What: fmt.Sprintf("%s listens on %s %s", processName(k), k.Protocol, k.Local), Socket: k, Right: right}, true
+	}
+	from := k.Remote.Addr().Unmap()
+	// A connection that this machine opened goes on: its replies are let in.
+	if !inbound || from.IsLoopback() || s.own(from) {
+		return Cut{}, false
+	}
+	d, _ := s.towards(from)
+	if r.accepts(d.Name, k.Protocol, from, netip.AddrPortFrom(k.Local.Addr().Unmap(), k.Local.Port())) {
+		return Cut{}, false
+	}
+	return Cut{What: fmt.Sprintf("%s is connected with %s on %s port %d", processName(k), from, k.Protocol, k.Local.Port()), Socket: k, Right: right}, true
+}
+
+// opens reports whether any rule lets something reach the port otherwise than by the overlay's device.
+func (r Ruleset) opens(overlay, protocol string, port uint16) bool {
+	for _, c := range r.Chains {
+		for _, rule := range c.Rules {
+			if c.Hook == "input" && rule.Accept && rule.InDevice != overlay && rule.Protocol == protocol && rule.Port == port && rule.ICMPType == 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func portKey(k Socket) string { return fmt.Sprintf("%s/%d", k.Protocol, k.Local.Port()) }
+
+func inOverlay(m *fleet.Manifest, a netip.Addr) bool {
+	return slices.ContainsFunc(m.Overlay, func(p netip.Prefix) bool { return p.Contains(a.Unmap()) })
+}
+
+func processName(k Socket) string {
+	if k.PID == 0 {
+		return "somebody"
+	}
+	return fmt.Sprintf("%s (%d)", k.Process, k.PID)
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,110 @@
+// Package isolate plans the network between the nodes of one deployment: configuration, manifest and a snapshot of the
+// machine in, a plan out. It refuses to touch the machine; what does is in the packages below it, asked for by name.
+package isolate
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Snapshot is a machine as it was observed: all that a plan knows of it. `vallum isolate observe` prints one as JSON.
+type Snapshot struct {
+	Hostname        string    `json:"hostname"`
+	KernelWireGuard bool      `json:"kernel_wireguard"` // the kernel makes devices of type wireguard
+	TUN             bool      `json:"tun"`              // /dev/net/tun is there
+	Forwarding      bool      `json:"forwarding"`       // IPv4 or IPv6 packets are forwarded between devices
+	Devices         []Device  `json:"devices"`
+	Routes          []Route   `json:"routes"`
+	Sockets         []Socket  `json:"sockets"`
+	Tables          []Table   `json:"tables"` // of nftables, iptables-nft's included
+	RDMA            []string  `json:"rdma"`   // devices that the overlay never sees, such as mlx5_0
+	Preshared       []string  `json:"preshared"`
+	Caller          string    `json:"caller"` // address of the SSH client that asks, if any
+	Missing         []Missing `json:"missing"`
+}
+
+// Missing is something that could not be observed; a plan passes it on instead of taking it for "nothing there".
+type Missing struct {
+	What  string `json:"what"`
+	Cause string `json:"cause"`
+}
+
+// Device is a network device.
+type Device struct {
+	Name      string         `json:"name"`
+	Kind      string         `json:"kind"` // as rtnetlink says: bridge, veth, wireguard, tun; empty for hardware
+	Up        bool           `json:"up"`
+	MTU       int            `json:"mtu"`
+	Addresses []netip.Prefix `json:"addresses"`
+}
+
+// Route is a route of the main table.
+type Route struct {
+	To     netip.Prefix `json:"to"`
+	Device string       `json:"device"` // empty for prohibit and the like
+	Type   string       `json:"type"`   // unicast, prohibit, blackhole, unreachable
+	Metric int          `json:"metric"`
+}
+
+// Socket is a TCP or UDP socket of some process, in any network namespace of the machine.
+type Socket struct {
+	Protocol  string         `json:"protocol"` // tcp or udp
+	Listening bool           `json:"listening"`
+	Local     netip.AddrPort `json:"local"`
+	Remote    netip.AddrPort `json:"remote"`    // of a connected one
+	PID       int            `json:"pid"`       // 0 when nobody was found to hold it
+	Process   string         `json:"process"`   // the command's name
+	Namespace string         `json:"namespace"` // of the network; empty for the one that was asked
+}
+
+// Table is a table of nftables, with the names of its chains.
+type Table struct {
+	Family string   `json:"family"`
+	Name   string   `json:"name"`
+	Chains []string `json:"chains"`
+}
+
+// device finds a device by its name.
+func (s *Snapshot) device(name string) (Device, bool) {
+	i := slices.IndexFunc(s.Devices, func(d Device) bool { return d.Name == name })
+	if i < 0 {
+		return Device{}, false
+	}
+	return s.Devices[i], true
+}
+
+// towards is the device by which the machine would send to addr: the longest route, then the lowest metric.
+func (s *Snapshot) towards(addr netip.Addr) (Device, bool) {
+	best := Route{Metric: -1}
+	for _, r := range s.Routes {
+		if r.Type != "unicast" || !r.To.Contains(addr) {
+			continue
+		}
+		if best.Metric < 0 || r.To.Bits() > best.To.Bits() || r.To.Bits() == best.To.Bits() && r.Metric < best.Metric {
+			best = r
+		}
+	}
+	return s.device(best.Device)
+}
+
+// own reports whether the address is one of this machine's, overlay left out.
+func (s *Snapshot) own(addr netip.Addr) bool {
+	for _, d := range s.Devices {
+		if slices.ContainsFunc(d.Addresses, func(p netip.Prefix) bool { return p.Addr() == addr }) {
+			return true
+		}
+	}
+	return addr.IsLoopback()
+}
+
+// forwarder names who forwards packets to containers on this machine: they pass the forward chain, never input.
+func (s *Snapshot) forwarder() (docker, kube bool) {
+	for _, t := range s.Tables {
+		for _, c := range append(slices.Clone(t.Chains), t.Name) {
+			docker = docker || strings.HasPrefix(c, "DOCKER") || strings.Contains(c, "docker")
+			kube = kube || strings.HasPrefix(c, "KUBE-") || strings.Contains(c, "kube-proxy")
+		}
+	}
+	return docker, kube
+}
