@@ -51,6 +51,7 @@ func newLogVerify(s streams) *cobra.Command {
 				if held, err = os.ReadFile(checkpoint); err != nil {
 					return fmt.Errorf("reading the checkpoint: %w", err)
 				}
+				held = lastNote(held)
 			}
 			report, err := audit.Verify(records, pub, held)
 			if err != nil {
@@ -107,6 +108,19 @@ func recordsDir(state string, args []string) (string, error) {
 		return "", fmt.Errorf("no gateway has written records to %s\nhint: --state DIR names the state directory of the gateway", dir)
 	}
 	return dir, nil
+}
+
+// lastNote finds the last checkpoint in a file that may hold other lines too, such as a daemon's captured output: four
+// lines, an empty one, and a line that begins with a long dash (golang.org/x/mod/sumdb/note). What has none is given
+// back as it is, for Verify to say what is wrong with it.
+func lastNote(b []byte) []byte {
+	lines := strings.SplitAfter(string(b), "\n")
+	for i := len(lines) - 1; i >= 5; i-- {
+		if strings.HasPrefix(lines[i], "— ") && lines[i-1] == "\n" {
+			return []byte(strings.Join(lines[i-5:i+1], ""))
+		}
+	}
+	return b
 }
 
 func publicKey(dir, file string) (string, error) {

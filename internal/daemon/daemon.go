@@ -102,7 +102,7 @@ func (d *Daemon) open(ctx context.Context, conf *config.Config) error {
 	d.memory = gateway.NewMemory(int64(conf.Bodies.MaxBuffered))
 	var held []io.Writer
 	if conf.Audit.Notes == "stdout" {
-		held = append(held, d.options.Out)
+		held = append(held, apart{d.options.Out})
 	}
 	d.records, err = audit.Open(filepath.Join(d.state, "audit"), audit.Options{
 		Sync: audit.Sync(conf.Audit.Sync), Retain: time.Duration(conf.Audit.Retain), MaxSegmentBytes: int64(conf.Audit.Segment),
@@ -265,4 +265,14 @@ func writePrivate(name string, content []byte) error {
 		return errors.Join(fmt.Errorf("writing %s: %w", name, err), os.Remove(temp))
 	}
 	return nil
+}
+
+// apart writes notes to a stream that others write lines to as well: the empty line after each keeps them apart.
+type apart struct{ io.Writer }
+
+func (a apart) Write(note []byte) (int, error) {
+	if _, err := a.Writer.Write(append([]byte("\n"), append(note, '\n')...)); err != nil {
+		return 0, err
+	}
+	return len(note), nil
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -284,6 +285,7 @@ func (d *Daemon) watch(ctx context.Context) {
 	defer d.touch(context.WithoutCancel(ctx))
 	keys, _ := d.store.ListKeys(ctx)
 	var pending <-chan time.Time
+	seen := d.contents()
 	for {
 		select {
 		case <-ctx.Done():
@@ -294,7 +296,10 @@ func (d *Daemon) watch(ctx context.Context) {
 			pending = time.After(100 * time.Millisecond) // editors write in several steps
 		case <-pending:
 			pending = nil
-			_ = d.Reload(ctx) // told already
+			if now := d.contents(); now != seen {
+				seen = now
+				_ = d.Reload(ctx) // told already
+			}
 		case <-d.rebuild:
 			d.refresh()
 		case <-poll.C:
@@ -385,6 +390,25 @@ func (d *Daemon) watchedDirs() []string {
 	}
 	slices.Sort(dirs)
 	return slices.Compact(dirs)
+}
+
+// contents is a digest of the files that a reload reads. Other files change in the same directories, a log beside the
+// configuration for one: they are no reason to reload.
+func (d *Daemon) contents() [sha256.Size]byte {
+	conf := d.current.Load().conf
+	files := []string{d.options.File, conf.KeysFile}
+	for _, l := range conf.Listen {
+		if l.TLS != nil {
+			files = append(files, l.TLS.Certificate, l.TLS.Key)
+		}
+	}
+	h := sha256.New()
+	for _, name := range files {
+		b, err := os.ReadFile(name) // absent is a content too
+		fmt.Fprintf(h, "%q %d %t\n", name, len(b), err == nil)
+		h.Write(b)
+	}
+	return [sha256.Size]byte(h.Sum(nil))
 }
 
 func events(w *fsnotify.Watcher) <-chan fsnotify.Event {

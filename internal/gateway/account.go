@@ -23,7 +23,11 @@ func (x *Exchange) usage() vllm.Usage {
 		return vllm.Usage{}
 	}
 	if x.grant.Stream() {
-		return vllm.Usage{Prompt: max(u.Prompt, 0), Completion: max(u.Completion, x.reply.Chunks())}
+		prompt := u.Prompt
+		if prompt <= 0 {
+			prompt = min(x.facts.BodyBytes, x.reserved)
+		}
+		return vllm.Usage{Prompt: prompt, Completion: max(u.Completion, x.reply.Chunks())}
 	}
 	return vllm.Usage{Prompt: x.reserved}
 }
@@ -38,11 +42,7 @@ func (x *Exchange) settlement(u vllm.Usage) int64 {
 	case x.outcome.UpStatus >= 400 || x.outcome.BytesUp == 0 || x.outcome.Ended == verdict.Complete:
 		return 0
 	case x.grant.Stream():
-		prompt := u.Prompt
-		if prompt == 0 {
-			prompt = min(x.facts.BodyBytes, x.reserved)
-		}
-		return min(prompt+u.Completion, x.reserved)
+		return min(u.Prompt+u.Completion, x.reserved)
 	default:
 		return x.reserved
 	}
