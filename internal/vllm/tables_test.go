@@ -119,11 +119,13 @@ func TestEveryNamedShapeIsUsed(t *testing.T) {
 
 // TestWhatNeverPasses is the list, by operation: a row that turns to pass would be seen here.
 func TestWhatNeverPasses(t *testing.T) {
-	never := []string{"chat_template", "prompt_embeds", "kv_transfer_params", "ec_transfer_params", "vllm_xargs",
+	never := []string{
+		"chat_template", "prompt_embeds", "kv_transfer_params", "ec_transfer_params", "vllm_xargs",
 		"mm_processor_kwargs", "media_io_kwargs", "mm_payload", "request_id", "session_id", "priority", "uuid",
 		"previous_response_id", "background", "prompt_logprobs", "return_token_ids", "return_prompt_text",
 		"return_tokens_as_token_ids", "return_token_offsets", "return_mm_kwargs", "image_embeds", "audio_embeds",
-		"video_embeds", "regex", "grammar", "structural_tag", "mcp", "thread"}
+		"video_embeds", "regex", "grammar", "structural_tag", "mcp", "thread",
+	}
 	found := map[string]int{}
 	everyField(func(at string, f *Field) {
 		if !slices.Contains(never, f.Name) {

@@ -80,9 +80,16 @@ func TestServesTheWholeSurface(t *testing.T) {
 		}
 	}
 	for _, c := range [][2]string{
-		{"GET /nowhere", "404 Not Found"}, {"GET /v1/chat/completions", "405"}, {"GET /health/", "307"}, {"POST /health", "405"},
-		{"GET /metricsfoo", "200"}, {"POST /%70ause", "would now be paused"}, {"GET /is_paused", `"is_paused":true`},
-		{"GET http://evil/health", "200"}, {"OPTIONS /v1/models", "405"}, {"GET health", "400"},
+		{"GET /nowhere", "404 Not Found"},
+		{"GET /v1/chat/completions", "405"},
+		{"GET /health/", "307"},
+		{"POST /health", "405"},
+		{"GET /metricsfoo", "200"},
+		{"POST /%70ause", "would now be paused"},
+		{"GET /is_paused", `"is_paused":true`},
+		{"GET http://evil/health", "200"},
+		{"OPTIONS /v1/models", "405"},
+		{"GET health", "400"},
 	} {
 		answer := raw(t, s, c[0]+" HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
 		if !strings.Contains(answer, c[1]) {
