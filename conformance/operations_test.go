@@ -6,8 +6,11 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 
+	"github.com/vallum/vallum/conformance/realvallum"
 	"github.com/vallum/vallum/conformance/report"
 )
 
@@ -182,3 +185,55 @@ func operationsOfClassify() []proof {
 		{name: "models", request: get("/v1/models"), good: ok(`"tiny-classify"`)},
 	})
 }
+
+// zeroConfiguration shows that `vallum serve --upstream` alone is safe and
+// useful in front of a real vLLM: the first key does inference and nothing else.
+var zeroConfiguration = proof{"serve --upstream without a configuration: the first key infers and does nothing else", func(p *report.Proof, s *stand) {
+	s.needGate(p)
+	state := filepath.Join(s.dir, "zero")
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		p.Fatal(err)
+	}
+	upstream := s.vllm.URL
+	if s.vllm.Path != "" {
+		upstream = "unix:" + s.vllm.Path
+	}
+	args := []string{"--upstream", upstream, "--probes", "127.0.0.1:0"}
+	if s.vllm.Key != "" {
+		file := filepath.Join(s.dir, "zero.key")
+		if err := os.WriteFile(file, []byte(s.vllm.Key), 0o600); err != nil {
+			p.Fatal(err)
+		}
+		args = append(args, "--upstream-key-file", file)
+	}
+	zero, err := realvallum.Start(p.Context(), realvallum.Options{Binary: s.gate.Binary, State: state, Log: filepath.Join(s.dir, "zero.log"), Args: args})
+	if err != nil {
+		p.Fatal(err)
+	}
+	defer zero.Stop()
+	first, err := os.ReadFile(filepath.Join(state, "first-key"))
+	if err != nil {
+		p.Fatalf("no terminal, so the first key has to be in STATE/first-key: %v", err)
+	}
+	if info, err := os.Stat(filepath.Join(state, "first-key")); err != nil || info.Mode().Perm() != 0o600 {
+		p.Errorf("STATE/first-key has mode %v, %v; want 0600", info.Mode(), err)
+	}
+	g := &gate{Gateway: zero, keys: map[string]string{"first": strings.TrimSpace(string(first))}}
+	for path, want := range map[string]func(answer) error{
+		"/v1/chat/completions": ok(`"choices"`), "/invocations": refused("not_permitted"), "/tokenize": refused("not_permitted"),
+	} {
+		if err := want(g.as("first").do(p, post(path, chat()))); err != nil {
+			p.Errorf("the first key, POST %s: %v", path, err)
+		}
+		if err := refused("no_credential")(g.as("").do(p, post(path, chat()))); err != nil {
+			p.Errorf("a stranger, POST %s: %v", path, err)
+		}
+	}
+	said, err := zero.Said()
+	if err != nil {
+		p.Fatal(err)
+	}
+	if bytes.Contains(said, bytes.TrimSpace(first)) {
+		p.Error("the first key was printed although there is no terminal")
+	}
+}}

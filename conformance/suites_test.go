@@ -57,6 +57,7 @@ func proofsA() []proof {
 		[]proof{routesAreCatalogued, keyIsOnAtUpstream},
 		attacksOnOpenRoutes(), attacksOnBodies(), attacksOnNeighbours(),
 		operationsOfGenerate(), operationsOfTools(), operationsOfOperator(), clientsPassUnchanged(),
+		[]proof{corpusPasses, zeroConfiguration},
 		[]proof{upstreamKeyIsNeverSeen, recordsHold},
 		[]proof{terminatedWithStreams}, // ends the server
 	)
@@ -66,6 +67,7 @@ func proofsB() []proof {
 	return slices.Concat(
 		[]proof{routesAreCatalogued},
 		attacksOnDefaults(), operationsOfGenerate(),
+		[]proof{zeroConfiguration},
 		[]proof{frozenWithStreams, killedWithStreams}, // ends the server
 	)
 }
