@@ -3,11 +3,11 @@
 // beside the figures, the exit status says only whether it could measure.
 //
 // Everything is on loopback, bounded in count and in time: less than four minutes, with -short less than one. nginx is
-// Debian's, out of the cache that `run ./install -only debian` fills.
+// Debian's, out of the cache that `run ./install -only debian` fills; it is run first where that is empty.
 //
 //	go -C conformance run ./bench
 //	go -C conformance run ./bench -short -json
-//	go -C conformance run ./bench -only unary16,streams -targets nginx,vallum -perf /tmp/profiles
+//	go -C conformance run ./bench -only unary16,streams -targets nginx,vallum -perf profiles
 package main
 
 import (
@@ -104,7 +104,7 @@ func bench(ctx context.Context, o options, dir string, out, progress io.Writer) 
 	if err != nil {
 		return err
 	}
-	s, err := setUp(ctx, o, dir)
+	s, err := setUp(ctx, o, dir, progress)
 	if err != nil {
 		return err
 	}

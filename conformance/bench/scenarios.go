@@ -71,7 +71,7 @@ func scenarios(o options) []scenario {
 			return batch{request: post(t, chatPath, t.key, streamed(2, time.Millisecond, 300)), status: 200, firstEvent: true}
 		}, batch{connections: 4, count: full(200, 100), pause: 40 * time.Millisecond}, full(5, 3)),
 		openStreams("streams", "500 open streams, 10000 events a second", 500, 50*time.Millisecond, time.Duration(full(2400, 1200))*time.Millisecond, full(4, 2)),
-		longPrompts("prompts", "200 open streams that began with 100 KB", 200, 100<<10, full(2, 1)),
+		longPrompts("prompts", "500 open streams that began with 100 KB", 500, 100<<10, full(2, 1)),
 		floods("declared", "413: 64 connections declare 64 MiB", 40, 10, full(3, 1),
 			flood{connections: 64, each: full(8, 4), declared: 64 << 20, sent: 1 << 20}),
 		floods("chunked", "413: 8 connections, chunks without an end", 0, 0, full(3, 1),

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -13,7 +14,6 @@ import (
 	"time"
 
 	"github.com/vallum/vallum/conformance/parts"
-	"github.com/vallum/vallum/conformance/realvallum"
 )
 
 // The targets, in the order of the table.
@@ -49,14 +49,13 @@ type stand struct {
 }
 
 // setUp builds what has to be built, finds nginx, and starts the upstream.
-func setUp(ctx context.Context, o options, dir string) (*stand, error) {
+func setUp(ctx context.Context, o options, dir string, progress io.Writer) (*stand, error) {
 	s := &stand{dir: dir, names: o.targets}
 	if o.wants(nginx) {
-		root, err := parts.Dir(parts.Debian)
-		if err != nil {
-			return nil, fmt.Errorf("%w -only %s", err, parts.Debian.Name)
+		var err error
+		if s.nginx, err = findNginx(ctx, progress); err != nil {
+			return nil, err
 		}
-		s.nginx = filepath.Join(root, "root", "usr", "sbin", "nginx")
 	}
 	if o.wants(vallum) {
 		if s.vallum = o.binary; s.vallum == "" {
@@ -78,6 +77,20 @@ func setUp(ctx context.Context, o options, dir string) (*stand, error) {
 	return s, nil
 }
 
+// findNginx is Debian's nginx in the cache; it is installed there first when it is missing.
+func findNginx(ctx context.Context, progress io.Writer) (string, error) {
+	root, err := parts.Dir(parts.Debian)
+	if errors.Is(err, parts.ErrMissing) {
+		install := exec.CommandContext(ctx, "go", "run", "./install", "-only", parts.Debian.Name)
+		install.Stdout, install.Stderr = progress, progress
+		if err := install.Run(); err != nil {
+			return "", fmt.Errorf("installing nginx: %w", err)
+		}
+		root, err = parts.Dir(parts.Debian)
+	}
+	return filepath.Join(root, "root", "usr", "sbin", "nginx"), err
+}
+
 // self is this program, to be run as one of the small servers.
 func self(args ...string) (*exec.Cmd, error) {
 	exe, err := os.Executable()
@@ -93,11 +106,11 @@ func build(ctx context.Context, to string, symbols bool) error {
 	if err != nil {
 		return err
 	}
-	args := []string{"build", "-trimpath", "-tags", "grpcnotrace", "-ldflags", "-s -w", "-o", to, "./cmd/vallum"}
+	linker := "-s -w"
 	if symbols {
-		args[5] = ""
+		linker = ""
 	}
-	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-tags", "grpcnotrace", "-ldflags", linker, "-o", to, "./cmd/vallum")
 	cmd.Dir = repo
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building vallum: %w\n%s", err, out)
@@ -226,9 +239,11 @@ func (s *stand) startVallum(ctx context.Context, dir string) (*target, error) {
 	if err := os.WriteFile(conf, fmt.Appendf(nil, vallumConf, state, s.upstream.address), 0o600); err != nil {
 		return nil, err
 	}
-	key, err := realvallum.CreateKey(ctx, s.vallum, state, realvallum.Key{Name: "bench", Role: "bench"})
+	create := exec.CommandContext(ctx, s.vallum, "keys", "create", "--name", "bench", "--role", "bench", "--state", state)
+	create.Stderr = &bytes.Buffer{}
+	key, err := create.Output()
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("creating a key: %w: %s", err, create.Stderr)
 	}
 	cmd := exec.Command(s.vallum, "serve", "--config", conf, "--state", state, "--listen", "127.0.0.1:0", "--probes", "off")
 	log, err := os.Create(filepath.Join(dir, "log"))
@@ -237,11 +252,10 @@ func (s *stand) startVallum(ctx context.Context, dir string) (*target, error) {
 	}
 	defer log.Close()
 	cmd.Stderr = log
-	cmd.Env = append(os.Environ(), "VALLUM_CPUPROFILE="+filepath.Join(dir, "cpu.pprof"))
 	p, address, err := spawnReady(ctx, vallum, cmd)
 	if err != nil {
 		said, _ := os.ReadFile(log.Name())
 		return nil, fmt.Errorf("%w\n%s", err, said)
 	}
-	return &target{name: vallum, address: address, key: key, refuse: chatPath, process: p}, nil
+	return &target{name: vallum, address: address, key: strings.TrimSpace(string(key)), refuse: chatPath, process: p}, nil
 }
