@@ -169,6 +169,7 @@ func (d *Daemon) build(conf *config.Config, servers map[string]*vllmServer) (*sn
 	s := &snapshot{conf: conf, picker: &picker{set: upstream.NewSet(known), servers: servers}}
 	s.states = s.picker.set.States()
 	_, rules := conf.Rules(modelsOf(s.states))
+	rules.Unknown = slices.ContainsFunc(s.states, func(st upstream.State) bool { return len(st.Models) == 0 })
 	p, problems := policy.Build(rules)
 	if len(problems) > 0 {
 		return nil, fmt.Errorf("building the policy: %s: %s; right would be: %s", problems[0].Where, problems[0].What, problems[0].Right)

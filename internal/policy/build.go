@@ -15,6 +15,7 @@ type Rules struct {
 	Roles     []Role
 	Models    []Model
 	Upstreams []string          // names of all upstreams
+	Unknown   bool              // an upstream has not yet said what it serves: a model that is in no list may still come
 	Aliases   map[string]string // a name that clients ask for → a served model
 }
 
@@ -73,7 +74,7 @@ var BuiltIn = map[string][]string{
 
 // Build makes a policy of the rules, or says all that is wrong with them. A policy with problems is not made.
 func Build(in Rules) (*Policy, []Problem) {
-	p := &Policy{rules: map[string]*rule{}, models: map[string]Model{}, aliases: maps.Clone(in.Aliases), upstreams: slices.Clone(in.Upstreams)}
+	p := &Policy{rules: map[string]*rule{}, models: map[string]Model{}, aliases: maps.Clone(in.Aliases), upstreams: slices.Clone(in.Upstreams), unknown: in.Unknown}
 	for _, m := range in.Models {
 		p.models[m.Name] = m
 	}

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -17,6 +18,7 @@ type Policy struct {
 	models    map[string]Model
 	aliases   map[string]string
 	upstreams []string
+	unknown   bool // an upstream has not yet said what it serves
 }
 
 // Limits are what one key may use. A zero field sets no limit of its kind; a role without limits is legal.
@@ -85,6 +87,9 @@ func (p *Policy) chooseModel(g *Grant, rules []*rule, f Facts) ([]*rule, verdict
 	g.asked = f.Model
 	if g.asked == "" {
 		granted := p.modelsOf(rules)
+		if len(granted) == 0 && p.unknown {
+			return nil, verdict.Refuse(verdict.UpstreamUnavailable, errors.New("no upstream has said yet what it serves"))
+		}
 		if len(granted) != 1 {
 			return nil, verdict.Refuse(verdict.BadBody, fmt.Errorf("no model named, and %d are granted", len(granted))).
 				At("/model").Saying("The model is missing: name one of those that GET /v1/models lists.")
@@ -97,6 +102,9 @@ func (p *Policy) chooseModel(g *Grant, rules []*rule, f Facts) ([]*rule, verdict
 	}
 	model, served := p.models[g.model]
 	with := slices.DeleteFunc(slices.Clone(rules), func(r *rule) bool { return !r.allows(g.model) })
+	if !served && len(with) > 0 && p.unknown { // it may be there soon: no client should give up
+		return nil, verdict.Refuse(verdict.UpstreamUnavailable, fmt.Errorf("no upstream that has answered serves model %q, and not all have", g.model))
+	}
 	if !served || len(with) == 0 {
 		return nil, verdict.Refuse(verdict.NotPermitted, fmt.Errorf("no role of key %q grants operation %q on model %q (served: %t)", g.who.Name(), g.op.ID, g.model, served)).
 			At("/model").Saying("GET /v1/models lists the models of this key.")

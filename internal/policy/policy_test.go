@@ -94,6 +94,24 @@ func TestRolesGrantOperationsOnModels(t *testing.T) {
 	r.refuse("", "chat.create", "llama", verdict.NotPermitted)
 }
 
+// A client of a server that still loads its weights has to come again, not to give up.
+func TestModelsThatMayStillComeAreUnavailableNotForbidden(t *testing.T) {
+	p, problems := Build(Rules{
+		Upstreams: []string{"a"}, Unknown: true,
+		Roles: []Role{{Name: "one", Operations: []OperationName{id("chat.create")}, Models: []string{"llama"}}},
+	})
+	if problems != nil {
+		t.Fatal(problems)
+	}
+	r := rows{t, p}
+	r.refuse("inference", "chat.create", "llama", verdict.UpstreamUnavailable)
+	r.refuse("inference", "chat.create", "", verdict.UpstreamUnavailable)
+	r.refuse("one", "chat.create", "llama", verdict.UpstreamUnavailable)
+	r.refuse("one", "chat.create", "qwen", verdict.NotPermitted)                   // no rule names it, whoever may serve it
+	r.refuse("monitor", "chat.create", "llama", verdict.NotPermitted)              // no rule grants the operation
+	rows{t, site(t)}.refuse("strict", "chat.create", "none", verdict.NotPermitted) // every upstream has answered
+}
+
 func TestNobodyAndTheZeroPolicyGetNothing(t *testing.T) {
 	chat, _ := vllm.ByID("chat.create")
 	if _, v := site(t).Decide(identity.Nobody, chat, nil, Facts{Model: "llama"}); v.Reason() != verdict.NoCredential {
