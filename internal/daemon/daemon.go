@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -271,7 +272,7 @@ func writePrivate(name string, content []byte) error {
 type apart struct{ io.Writer }
 
 func (a apart) Write(note []byte) (int, error) {
-	if _, err := a.Writer.Write(append([]byte("\n"), append(note, '\n')...)); err != nil {
+	if _, err := a.Writer.Write(slices.Concat([]byte("\n"), note, []byte("\n"))); err != nil {
 		return 0, err
 	}
 	return len(note), nil

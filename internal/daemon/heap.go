@@ -13,7 +13,7 @@ import (
 const heapSlack = 24 << 20
 
 // heapMark is garbage from the start: its finalizer runs after each collection.
-type heapMark struct{ self *heapMark }
+type heapMark struct{ _ [16]byte } // not empty: objects of no size share an address, and a finalizer on it may never run
 
 // slackenHeap keeps the garbage collector at heapSlack, or at Go's rule where more than that is live. An operator who
 // sets GOGC decides instead; GOMEMLIMIT holds in any case.
