@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vallum/vallum/internal/audit"
 	"github.com/vallum/vallum/internal/config"
 	"github.com/vallum/vallum/internal/daemon"
 	"github.com/vallum/vallum/internal/store"
@@ -82,6 +83,12 @@ func (s streams) demo(ctx context.Context, exit, asJSON bool) (err error) {
 		return fmt.Errorf("reading the records: %w", err)
 	}
 	p.records(result.Records)
+	if exit {
+		if result.Records.Chain, err = d.verify(stop); err != nil {
+			return fmt.Errorf("verifying the records: %w", err)
+		}
+		p.chain(result.Records)
+	}
 	if asJSON {
 		if err := json.NewEncoder(s.out).Encode(result); err != nil {
 			return err
@@ -95,6 +102,23 @@ func (s streams) demo(ctx context.Context, exit, asJSON bool) (err error) {
 	}
 	p.toTry(d)
 	return d.wait(ctx)
+}
+
+// verify ends the gateway, which signs what it wrote, and says whether the records hold.
+func (d *demo) verify(stop context.CancelFunc) (string, error) {
+	stop()
+	ended := <-d.ended
+	d.ended <- nil
+	dir := filepath.Join(d.state, "audit")
+	pub, err := publicKey(dir, "")
+	if err = errors.Join(ended, err); err != nil {
+		return "", err
+	}
+	report, err := audit.Verify(dir, pub, nil)
+	if err == nil && !report.OK() {
+		err = errors.New(report.String())
+	}
+	return report.String(), err
 }
 
 // wait stays up until somebody ends the demo.

@@ -134,7 +134,10 @@ func (p *demoPrinter) records(r demoRecords) {
 	}
 	_ = t.Flush()
 	p.printf("  refusals of callers without a key are counted, a line for each minute\n")
-	p.printf("  the chain %s\n", r.Chain)
+}
+
+func (p *demoPrinter) chain(r demoRecords) {
+	p.printf("  the gateway has ended; its log %s\n", r.Chain)
 }
 
 // eventCounts is "23 admitted, 23 ended, 150 refused".
@@ -152,7 +155,7 @@ func (p *demoPrinter) toTry(d *demo) {
 	p.printf("\nallowed:\n  curl -N %s/v1/chat/completions -H 'Authorization: Bearer %s' -H 'Content-Type: application/json' -d '{\"model\":\"%s\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}]}'\n", d.gate, d.ordinary, d.model)
 	p.printf("refused:\n  curl -i %s/collective_rpc -H 'Authorization: Bearer %s' -H 'Content-Type: application/json' -d '{\"method\":\"shutdown\"}'\n", d.gate, d.ordinary)
 	p.printf("and why:\n  %s explain POST /collective_rpc --key-name ordinary --state %s\n", me, d.state)
-	p.printf("all records:\n  %s log show --state %s\n", me, d.state)
+	p.printf("all records, and whether they hold:\n  %s log show --state %s\n  %s log verify --state %s\n", me, d.state, me, d.state)
 	p.printf("\nCtrl-C ends the demo and removes its directory.\n")
 }
 

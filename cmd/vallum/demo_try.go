@@ -232,8 +232,8 @@ func (d *demo) chat(ctx context.Context, piece func(string)) (demoChat, error) {
 // demoRecords is what the audit log says of the demo.
 type demoRecords struct {
 	Dir   string         `json:"dir"`
-	Count map[string]int `json:"count"` // records by event
-	Chain string         `json:"chain"` // what `vallum log verify` says
+	Count map[string]int `json:"count"`           // records by event
+	Chain string         `json:"chain,omitempty"` // what `vallum log verify` says once the gateway has ended
 	shown []audit.Record
 }
 
@@ -261,13 +261,7 @@ func (d *demo) records(ctx context.Context, result demoResult) (demoRecords, err
 			out.shown = append(out.shown, r)
 		}
 	}
-	pub, err := publicKey(out.Dir, "")
-	if err != nil {
-		return out, err
-	}
-	report, err := audit.Verify(out.Dir, pub, nil)
-	out.Chain = report.String()
-	return out, err
+	return out, nil
 }
 
 // awaitEnd waits for the record of a request's end, which is written just after its last byte.
