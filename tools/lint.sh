@@ -24,7 +24,7 @@ for module in . tools conformance; do
 done
 cd "$root"
 echo "errcheck"
-"$bin/errcheck" -ignoretests -exclude "$root/tools/errcheck.txt" ./...
+"$bin/errcheck" -ignoretests -exclude "$root/tools/errcheck.txt" $(go list ./... | grep -v test$)
 echo "deadcode"
 dead=$("$bin/deadcode" -test ./... | grep -v -e '_test\.go' -e 'test/' || true)
 if [ -n "$dead" ]; then

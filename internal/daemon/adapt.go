@@ -44,12 +44,20 @@ func (r registry) Register(keyID string, roles []string, cancel func(error)) fun
 
 // salter makes cache salts: HMAC-SHA-256 of the tenant under a secret of the state directory. 43 characters of
 // base64url, well within what vLLM and LMCache take (at most 128, none of @ / \ NUL).
-type salter struct{ secret []byte }
+type salter struct {
+	secret []byte
+	made   sync.Map // tenant → salt; there are as many as tenants of keys
+}
 
-func (s salter) Salt(tenant string) string {
+func (s *salter) Salt(tenant string) string {
+	if salt, ok := s.made.Load(tenant); ok {
+		return salt.(string)
+	}
 	mac := hmac.New(sha256.New, s.secret)
 	mac.Write([]byte("cache_salt\x00" + tenant))
-	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
+	salt := base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
+	s.made.Store(tenant, salt)
+	return salt
 }
 
 // meters fits the meter to gateway's sample.
@@ -130,7 +138,7 @@ func (s *sender) Name() string { return s.known.Name() }
 func (s *sender) Send(ctx context.Context, w http.ResponseWriter, c gateway.Call) verdict.Outcome {
 	out := s.way.Send(ctx, w, forward.Call{
 		Grant: c.Grant, RequestID: c.ID, ContentType: c.Body.ContentType, Body: c.Body.Bytes, Reader: c.Body.Reader, Length: c.Body.Length,
-		Stream: c.Grant.Stream(), MaxReply: c.MaxReply, Rewriter: c.Reply,
+		Stream: c.Grant.Stream(), MaxReply: c.MaxReply, Rewriter: c.Reply, Sent: c.Sent,
 	})
 	s.known.Done(out)
 	return out

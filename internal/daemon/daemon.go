@@ -48,7 +48,7 @@ type Daemon struct {
 	limits   *limit.Limiter
 	memory   *gateway.Memory
 	meter    *meter.Meter
-	salts    salter
+	salts    *salter
 	reloads  sync.Mutex // one snapshot is built at a time
 	current  atomic.Pointer[snapshot]
 	servers  map[string]*vllmServer // by name; under reloads
@@ -98,7 +98,7 @@ func (d *Daemon) open(ctx context.Context, conf *config.Config) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("reading the secret of the cache salts: %w", err), st.Close())
 	}
-	d.salts = salter{secret}
+	d.salts = &salter{secret: secret}
 	d.meter = meter.New()
 	d.memory = gateway.NewMemory(int64(conf.Bodies.MaxBuffered))
 	var held []io.Writer

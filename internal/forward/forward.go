@@ -25,6 +25,7 @@ type Call struct {
 	Stream      bool      // events are expected
 	MaxReply    int64     // bytes of an answer that is not a stream; 0 is 64 MiB
 	Rewriter    Rewriter  // what may leave of the answer
+	Sent        func()    // called once the body is up and nothing here refers to it any more; may be nil
 }
 
 // Rewriter decides what leaves of an answer. It is used by one goroutine, for one answer.
@@ -131,6 +132,9 @@ func (x *exchange) ask() (head, verdict.Verdict) {
 	}
 	x.out.BytesUp = x.call.length()
 	x.call.Body, x.call.Reader = nil, nil // a stream may run for an hour: its prompt must not lie in memory as long
+	if x.call.Sent != nil {
+		x.call.Sent()
+	}
 	h, err := x.conn.readHead(x.call.Grant.Method())
 	if err != nil {
 		x.release()

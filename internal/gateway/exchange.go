@@ -169,9 +169,17 @@ func (x *Exchange) forward(ctx context.Context, w http.ResponseWriter) {
 		Operation: x.op, Model: x.grant.Asked(), Stream: x.grant.Stream(), InjectedUsage: x.grant.UsageInjected(),
 		HideCached: !settings.ShowCached, PassErrors: settings.PassErrors,
 	})
-	x.outcome = x.upstream.Send(ctx, w, Call{Grant: x.grant, ID: x.request.ID, Body: body, MaxReply: settings.MaxReply, Reply: x.reply})
+	x.outcome = x.upstream.Send(ctx, w, Call{Grant: x.grant, ID: x.request.ID, Body: body, MaxReply: settings.MaxReply, Reply: x.reply, Sent: x.sent})
 	if !x.outcome.Written {
 		x.refuse(w, x.outcome.Refusal)
+	}
+}
+
+// sent gives the body's memory back: slow answers to large prompts would otherwise keep everybody else's bodies out. A
+// spooled form is still held, by its file.
+func (x *Exchange) sent() {
+	if x.doc == nil {
+		x.held.give()
 	}
 }
 

@@ -94,6 +94,7 @@ type Call struct {
 	Body     inspect.Body
 	MaxReply int64
 	Reply    *reply.Reply
+	Sent     func() // to be called once the body is up: its memory is free for others while the answer comes
 }
 
 // Salter makes the cache salt of a tenant: a keyed value that no tenant can compute of another.

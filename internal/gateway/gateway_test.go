@@ -119,6 +119,7 @@ func (f *fakes) Send(ctx context.Context, w http.ResponseWriter, c Call) verdict
 	}
 	f.sent = append(f.sent, c)
 	f.bodies = append(f.bodies, string(c.Body.Bytes))
+	c.Sent()
 	if f.panics == "forward" {
 		panic("forward")
 	}
@@ -318,6 +319,17 @@ func TestARevokedKeyEndsItsRunningRequest(t *testing.T) {
 	var cut *verdict.Cut
 	if !errors.As(cause, &cut) || cut.Ended != verdict.KeyRevoked {
 		t.Errorf("the upstream saw %v", cause)
+	}
+	nothingHeld(t, g, f)
+}
+
+func TestABodysMemoryIsFreeWhileTheAnswerComes(t *testing.T) {
+	g, f := build(t)
+	during := int64(-1)
+	f.during = func(context.Context) { during = g.Memory.Taken() }
+	chat.do(g)
+	if during != 0 {
+		t.Errorf("%d bytes are held while the answer comes", during)
 	}
 	nothingHeld(t, g, f)
 }

@@ -59,7 +59,7 @@ func (s *Server) serveConn(c net.Conn) {
 		}
 		if !x.keep() || !waitIdle(next, s.o.Idle) {
 			_ = c.Close()
-			_ = <-next
+			<-next // the reader has ended
 			return
 		}
 	}
