@@ -50,6 +50,7 @@ type Daemon struct {
 	meter    *meter.Meter
 	salts    *salter
 	reloads  sync.Mutex // one snapshot is built at a time
+	keyLoads sync.Mutex // held while the keys are read and put in force
 	current  atomic.Pointer[snapshot]
 	servers  map[string]*vllmServer // by name; under reloads
 	certs    certificates

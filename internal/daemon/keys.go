@@ -13,8 +13,11 @@ import (
 )
 
 // loadKeys makes the store's keys, and those of the configuration's key file, the ones that count. Running requests of
-// keys that are gone end.
+// keys that are gone end. One at a time: of two that read, the one that read first, before a revocation, must not be
+// the last to say what counts.
 func (d *Daemon) loadKeys(ctx context.Context) error {
+	d.keyLoads.Lock()
+	defer d.keyLoads.Unlock()
 	stored, err := d.store.ListKeys(ctx)
 	if err != nil {
 		return fmt.Errorf("reading the keys: %w", err)

@@ -294,7 +294,11 @@ func (d *Daemon) watch(ctx context.Context) {
 		case <-hup:
 			_ = d.Reload(ctx) // told already
 		case <-events(files):
-			pending = time.After(100 * time.Millisecond) // editors write in several steps
+			if pending == nil { // or a directory that is always busy would put it off for ever
+				pending = time.After(100 * time.Millisecond) // editors write in several steps
+			}
+		case err := <-failures(files):
+			d.log.Warn("watching files", "error", err)
 		case <-pending:
 			pending = nil
 			if now := d.contents(); now != seen {
@@ -417,6 +421,14 @@ func events(w *fsnotify.Watcher) <-chan fsnotify.Event {
 		return nil
 	}
 	return w.Events
+}
+
+// failures must be read: the watcher waits for whoever reads them.
+func failures(w *fsnotify.Watcher) <-chan error {
+	if w == nil {
+		return nil
+	}
+	return w.Errors
 }
 
 // certificates are the listeners' certificates, by the name of their file.

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -73,4 +74,18 @@ func (c *Certificate) Write(t *testing.T, name string) {
 	if c.Pair, err = tls.X509KeyPair(certPEM, keyPEM); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Certificate is that of the gate's listener.
+func (g *Gate) Certificate() *Certificate { return g.cert }
+
+// Serial is the number of the certificate that a new connection is shown.
+func (g *Gate) Serial() string {
+	g.t.Helper()
+	c, err := tls.Dial("tcp", strings.TrimPrefix(g.URL, "https://"), &tls.Config{RootCAs: g.cert.Pool})
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	return c.ConnectionState().PeerCertificates[0].SerialNumber.String()
 }
