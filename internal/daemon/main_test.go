@@ -3,6 +3,7 @@ package daemon_test
 import (
 	"bufio"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -13,7 +14,16 @@ import (
 	"github.com/vallum/vallum/internal/vllmtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// childState is set in a process of its own that runs a gateway on that state directory, to be killed.
+const childState = "VALLUM_TEST_CHILD_STATE"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(childState); dir != "" {
+		runChild(dir)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // dialects are a streamed request of each, and how an error that ends one begins and ends.
 var dialects = map[string]struct{ path, body, begins, ends string }{
