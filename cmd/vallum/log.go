@@ -32,9 +32,9 @@ func newLogVerify(s streams) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "verify [DIR]",
 		Short: "Says how far the chain holds and is signed, or the first line where it does not",
-		Long: "DIR is the audit folder of a state directory, or a copy of it; by default that of --state. The public key is DIR/log.pub unless --key names\n" +
-			"another: keep one elsewhere, for who can write DIR can write that file too. --checkpoint names a signed\n" +
-			"checkpoint that somebody else kept: a log that was cut shorter than it is found out.",
+		Long: "DIR is the audit folder of a state directory, or a copy of it; by default that of --state. The public key is\n" +
+			"DIR/log.pub unless --key names another: keep one elsewhere, for who can write DIR can write that file too.\n" +
+			"--checkpoint names a signed checkpoint that somebody else kept: a log that was cut shorter than it is found out.",
 		Example: "  vallum log verify /var/lib/vallum/audit --key /safe/log.pub",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -15,7 +14,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -85,38 +83,20 @@ func scriptVLLM(ts *testscript.TestScript, _ bool, args []string) {
 	})
 }
 
-// scriptGateway is a `vallum serve` that runs in this process, with a context of its own.
+// scriptGateway is a `vallum serve`, a process of its own as for its users. (Beside commands that are started at the same
+// time a lock would stay held here: a child has its parent's files until it becomes another program.)
 type scriptGateway struct {
-	stop context.CancelFunc
-	code chan int
-	out  *watchedWriter
-	err  *watchedWriter
+	process  *os.Process
+	code     chan int
+	out, err string // files: what is written to them is there before what is written after it
 }
 
-// watchedWriter keeps what is written and tells of every write.
-type watchedWriter struct {
-	mu     sync.Mutex
-	text   []byte
-	change chan struct{}
-}
-
-func newWatchedWriter() *watchedWriter { return &watchedWriter{change: make(chan struct{}, 1)} }
-
-func (w *watchedWriter) Write(b []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.text = append(w.text, b...)
-	select {
-	case w.change <- struct{}{}:
-	default:
-	}
-	return len(b), nil
-}
-
-func (w *watchedWriter) String() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return string(w.text)
+// stop ends it as Ctrl-C does, and gives its exit code.
+func (g *scriptGateway) stop() int {
+	_ = g.process.Signal(os.Interrupt) // it may be gone
+	code := <-g.code
+	g.code <- code
+	return code
 }
 
 func scriptServe(ts *testscript.TestScript, neg bool, args []string) {
@@ -132,44 +112,61 @@ func scriptServe(ts *testscript.TestScript, neg bool, args []string) {
 	if !slices.Contains(args, "--state") {
 		args = append(args, "--state", ts.MkAbs("state"))
 	}
-	for i, arg := range args {
-		if i > 0 && (args[i-1] == "--config" || strings.HasSuffix(args[i-1], "-file")) {
-			args[i] = ts.MkAbs(arg)
+	serves := ts.Value("serves").(*[]*scriptGateway)
+	g := &scriptGateway{code: make(chan int, 1), out: ts.MkAbs(fmt.Sprintf("serve%d.out", len(*serves))), err: ts.MkAbs(fmt.Sprintf("serve%d.err", len(*serves)))}
+	*serves = append(*serves, g)
+	ts.Check(g.start(ts.MkAbs("."), args))
+	ts.Defer(func() {
+		if code := g.stop(); code != 0 {
+			ts.Logf("vallum serve ended with %d:\n%s", code, ts.ReadFile(g.err))
 		}
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	g := &scriptGateway{stop: stop, code: make(chan int, 1), out: newWatchedWriter(), err: newWatchedWriter()}
-	go func() { g.code <- run(ctx, append([]string{"serve"}, args...), strings.NewReader(""), g.out, g.err) }()
+	})
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
 	timeout := time.After(20 * time.Second)
 	for {
-		url, ready := listeningOn.FindStringSubmatch(g.out.String()), false
-		if ready = url != nil; ready {
+		if url := listeningOn.FindStringSubmatch(ts.ReadFile(g.out)); url != nil {
 			ts.Setenv("GATE", url[1])
-			screen := g.err.String()
+			screen := ts.ReadFile(g.err)
 			if probes := probesOn.FindStringSubmatch(screen); probes != nil {
 				ts.Setenv("PROBES", probes[1])
 			}
 			ts.Check(os.WriteFile(ts.MkAbs("screen"), []byte(screen), 0o600))
-			break
+			return
 		}
 		select {
-		case <-g.out.change:
+		case <-tick.C:
 		case code := <-g.code:
-			stop()
-			ts.Fatalf("vallum serve ended with %d:\n%s", code, g.err)
+			g.code <- code
+			ts.Fatalf("vallum serve ended with %d:\n%s", code, ts.ReadFile(g.err))
 		case <-timeout:
-			ts.Fatalf("vallum serve does not listen:\n%s", g.err)
+			ts.Fatalf("vallum serve does not listen:\n%s", ts.ReadFile(g.err))
 		}
 	}
-	serves := ts.Value("serves").(*[]*scriptGateway)
-	*serves = append(*serves, g)
-	ts.Defer(func() {
-		stop()
-		if code := <-g.code; code != 0 {
-			ts.Logf("vallum serve ended with %d:\n%s", code, g.err)
-		}
-		g.code <- 0
-	})
+}
+
+// start starts the process.
+func (g *scriptGateway) start(dir string, args []string) error {
+	out, err := os.Create(g.out)
+	if err != nil {
+		return err
+	}
+	errs, err := os.Create(g.err)
+	if err != nil {
+		return errors.Join(err, out.Close())
+	}
+	cmd := exec.Command("vallum", append([]string{"serve"}, args...)...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, out, errs
+	if err := cmd.Start(); err != nil {
+		return errors.Join(err, out.Close(), errs.Close())
+	}
+	g.process = cmd.Process
+	go func() {
+		_ = cmd.Wait() // the exit code says it
+		_, _ = out.Close(), errs.Close()
+		g.code <- cmd.ProcessState.ExitCode()
+	}()
+	return nil
 }
 
 var (
@@ -184,11 +181,8 @@ func stopServing(ts *testscript.TestScript) {
 		ts.Fatalf("nothing is served")
 	}
 	g := (*serves)[len(*serves)-1]
-	g.stop()
-	code := <-g.code
-	g.code <- code
-	fmt.Fprintf(ts.Stdout(), "exit code %d\n", code)
-	ts.Check(os.WriteFile(ts.MkAbs("serve.log"), []byte(g.err.String()), 0o600))
+	fmt.Fprintf(ts.Stdout(), "exit code %d\n", g.stop())
+	ts.Check(os.WriteFile(ts.MkAbs("serve.log"), []byte(ts.ReadFile(g.err)), 0o600))
 }
 
 // scriptRequest is what `http` was asked for.

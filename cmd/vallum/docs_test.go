@@ -1,0 +1,102 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// The page of the commands is made of their own help, so that it cannot say something else.
+func TestCommandsMarkdown(t *testing.T) {
+	file := filepath.Join("..", "..", "docs", "commands.md")
+	want := commandsMarkdown()
+	if *update {
+		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != want {
+		t.Errorf("%s is not what the commands say; rewrite it by: go test ./cmd/vallum -run TestCommandsMarkdown -update", file)
+	}
+}
+
+func commandsMarkdown() string {
+	var b strings.Builder
+	b.WriteString("# Commands\n\n" +
+		"Generated from the commands' own help; a test keeps the two equal: `go test ./cmd/vallum -run TestCommandsMarkdown -update`.\n\n" +
+		"Standard output is the answer, standard error the rest: messages begin with `vallum:`, what to do about it with `hint:`. Exit code\n" +
+		"0 is yes, 1 is no or could not be done, 2 is asked wrongly. `--json` prints the answer for machines. Colour is used on a terminal\n" +
+		"only, and never where `NO_COLOR` is set. `vallum completion SHELL` prints completions.\n")
+	commandMarkdown(&b, newRoot(streams{}), 1)
+	return b.String()
+}
+
+// commandMarkdown writes a command and those below it.
+func commandMarkdown(b *strings.Builder, c *cobra.Command, depth int) {
+	if c.HasParent() {
+		fmt.Fprintf(b, "\n%s %s\n\n%s.\n", strings.Repeat("#", depth), c.CommandPath(), c.Short)
+		for part := range strings.SplitSeq(c.Long, "\n\n") {
+			if strings.HasPrefix(part, "  ") { // set in columns
+				part = "```\n" + dedent(part) + "\n```"
+			}
+			if part != "" {
+				fmt.Fprintf(b, "\n%s\n", part)
+			}
+		}
+		if c.Runnable() && !c.HasSubCommands() {
+			fmt.Fprintf(b, "\n```\n%s\n```\n", c.UseLine())
+		}
+		if flags := c.LocalFlags().FlagUsages(); flags != "" && !c.HasSubCommands() {
+			fmt.Fprintf(b, "\n```\n%s```\n", flags)
+		}
+		if c.Example != "" {
+			fmt.Fprintf(b, "\n```sh\n%s\n```\n", dedent(c.Example))
+		}
+	}
+	for _, sub := range c.Commands() {
+		if sub.IsAvailableCommand() && sub.Name() != "help" && sub.Name() != "completion" {
+			commandMarkdown(b, sub, depth+1)
+		}
+	}
+}
+
+// dedent takes away the two spaces by which help sets examples in.
+func dedent(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, l := range lines {
+		lines[i] = strings.TrimPrefix(l, "  ")
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Help is read in a terminal, and says what every flag is for.
+func TestHelpIsWholeAndFits(t *testing.T) {
+	var walk func(*cobra.Command)
+	walk = func(c *cobra.Command) {
+		for line := range strings.Lines(c.Long + "\n" + c.Example) {
+			if n := len([]rune(strings.TrimRight(line, "\n"))); n > 120 {
+				t.Errorf("%s: a line of its help has %d columns: %s", c.CommandPath(), n, line)
+			}
+		}
+		if c.Short == "" || strings.HasSuffix(c.Short, ".") {
+			t.Errorf("%s: its short help is %q", c.CommandPath(), c.Short)
+		}
+		for _, line := range strings.Split(c.LocalFlags().FlagUsages(), "\n") {
+			if f := strings.Fields(line); len(f) > 0 && len(f) < 3 {
+				t.Errorf("%s: a flag says too little: %s", c.CommandPath(), line)
+			}
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRoot(streams{}))
+}
