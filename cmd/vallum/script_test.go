@@ -33,7 +33,8 @@ func TestMain(m *testing.M) {
 //
 //	vllm [-key K] [-models a,b] [-name ENV]   starts a fake vLLM, its URL in $VLLM or $ENV; -down gives the URL of none
 //	serve ARGS...                             vallum serve in the background, on free ports: $GATE, $PROBES; its screen
-//	                                          in the file screen, the lines of its log in serve.log; `serve -stop` ends it
+//	                                          in the file screen, all that the Nth writes in serveN.err; `serve -stop` ends
+//	                                          the newest
 //	http METHOD URL [-H 'Name: value'] [-d BODY] [-i NAME,...] [-until STATUS]
 //	                                          prints the status, the chosen headers and the body; -until asks again, for
 //	                                          at most 5 s, until the answer has the status
@@ -44,13 +45,14 @@ func TestMain(m *testing.M) {
 //	segment ENV                               the file of the audit log that is being written
 //	fill FILE                                 replaces ${NAME} in a file
 //	replace OLD NEW FILE                      replaces a text in a file
+//	waitfor FILE TEXT                         waits, for at most 5 s, until a file holds a text
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata/script",
 		UpdateScripts: *update,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"vllm": scriptVLLM, "serve": scriptServe, "http": scriptHTTP, "exits": scriptExits, "stable": scriptStable, "field": scriptField,
-			"segment": scriptSegment, "fill": scriptFill, "replace": scriptReplace,
+			"segment": scriptSegment, "fill": scriptFill, "replace": scriptReplace, "waitfor": scriptWaitFor,
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Vars = append(e.Vars, "NO_COLOR=1")
@@ -182,7 +184,6 @@ func stopServing(ts *testscript.TestScript) {
 	}
 	g := (*serves)[len(*serves)-1]
 	fmt.Fprintf(ts.Stdout(), "exit code %d\n", g.stop())
-	ts.Check(os.WriteFile(ts.MkAbs("serve.log"), []byte(ts.ReadFile(g.err)), 0o600))
 }
 
 // scriptRequest is what `http` was asked for.
@@ -354,4 +355,17 @@ func scriptReplace(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("%s does not hold %q", args[2], args[0])
 	}
 	ts.Check(os.WriteFile(ts.MkAbs(args[2]), []byte(strings.ReplaceAll(text, args[0], args[1])), 0o600))
+}
+
+func scriptWaitFor(ts *testscript.TestScript, _ bool, args []string) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	timeout := time.After(5 * time.Second)
+	for !strings.Contains(ts.ReadFile(args[0]), args[1]) {
+		select {
+		case <-tick.C:
+		case <-timeout:
+			ts.Fatalf("%s never held %q:\n%s", args[0], args[1], ts.ReadFile(args[0]))
+		}
+	}
 }
