@@ -91,16 +91,22 @@ func operationsOfGenerate() []proof {
 	return works([]operation{
 		{name: "chat", request: post("/v1/chat/completions", chat()), good: ok(`"choices"`, `"total_tokens"`)},
 		{name: "chat, streamed", request: post("/v1/chat/completions", chat("stream", true)), good: stream(3, "[DONE]")},
-		{name: "chat, streamed with usage", request: post("/v1/chat/completions", chat("stream", true, "stream_options", doc{"include_usage": true})),
-			good: both(stream(4, "[DONE]"), ok(`"total_tokens"`))},
+		{
+			name: "chat, streamed with usage", request: post("/v1/chat/completions", chat("stream", true, "stream_options", doc{"include_usage": true})),
+			good: both(stream(4, "[DONE]"), ok(`"total_tokens"`)),
+		},
 		{name: "chat with a JSON schema", good: ok(`"choices"`), request: post("/v1/chat/completions", chat("max_tokens", 64, "response_format",
 			doc{"type": "json_schema", "json_schema": doc{"name": "a", "schema": doc{"type": "object", "properties": doc{"a": doc{"type": "boolean"}}, "required": []string{"a"}}}}))},
 		{name: "chat of several parts and turns", good: ok(`"choices"`), request: post("/v1/chat/completions", chat("messages", []doc{
-			{"role": "system", "content": "be brief"}, {"role": "user", "content": []doc{{"type": "text", "text": "hello"}}},
-			{"role": "assistant", "content": "hi", "refusal": nil, "annotations": nil, "tool_calls": nil}, {"role": "user", "content": "again"},
+			{"role": "system", "content": "be brief"},
+			{"role": "user", "content": []doc{{"type": "text", "text": "hello"}}},
+			{"role": "assistant", "content": "hi", "refusal": nil, "annotations": nil, "tool_calls": nil},
+			{"role": "user", "content": "again"},
 		}))},
-		{name: "chat with logprobs, seed, stop and n", good: ok(`"logprobs"`, `"index":1`),
-			request: post("/v1/chat/completions", chat("logprobs", true, "top_logprobs", 2, "seed", 7, "stop", []string{"zzz"}, "n", 2, "temperature", 0.5))},
+		{
+			name: "chat with logprobs, seed, stop and n", good: ok(`"logprobs"`, `"index":1`),
+			request: post("/v1/chat/completions", chat("logprobs", true, "top_logprobs", 2, "seed", 7, "stop", []string{"zzz"}, "n", 2, "temperature", 0.5)),
+		},
 		{name: "chat batch", good: ok(`"index":1`), request: post("/v1/chat/completions/batch", doc{"model": "tiny", "max_tokens": 4, "messages": [][]doc{messages, messages}})},
 		{name: "completions", request: post("/v1/completions", completion), good: ok(`"choices"`)},
 		{name: "completions, streamed", request: post("/v1/completions", streamed(completion)), good: stream(3, "[DONE]")},
@@ -138,8 +144,10 @@ func operationsOfTools() []proof {
 	messages := []doc{{"role": "user", "content": "hello"}}
 	return works([]operation{
 		{name: "chat with tools", good: ok(`"choices"`), request: post("/v1/chat/completions", chat("tools", []doc{openai}, "tool_choice", "auto"))},
-		{name: "messages with tools", good: ok(`"content"`),
-			request: post("/v1/messages", doc{"model": "tiny", "max_tokens": 4, "messages": messages, "tools": []doc{anthropic}})},
+		{
+			name: "messages with tools", good: ok(`"content"`),
+			request: post("/v1/messages", doc{"model": "tiny", "max_tokens": 4, "messages": messages, "tools": []doc{anthropic}}),
+		},
 	})
 }
 

@@ -28,8 +28,10 @@ func reply(w http.ResponseWriter, method, path string, body []byte) {
 	case path == "/v1/embeddings":
 		embeddings(w, in, model)
 	case strings.HasSuffix(path, "/rerank"):
-		answer(w, object{"id": "rerank-1", "model": model, "usage": object{"total_tokens": 5},
-			"results": []object{{"index": 0, "document": object{"text": "a"}, "relevance_score": 0.9}}})
+		answer(w, object{
+			"id": "rerank-1", "model": model, "usage": object{"total_tokens": 5},
+			"results": []object{{"index": 0, "document": object{"text": "a"}, "relevance_score": 0.9}},
+		})
 	case path == "/v1/models":
 		answer(w, object{"object": "list", "data": []object{{"id": "tiny", "object": "model", "created": 1, "owned_by": "vllm", "max_model_len": 32768}}})
 	case strings.HasPrefix(path, "/v1/models/"):
@@ -110,8 +112,10 @@ func chat(w http.ResponseWriter, in object, model string) {
 }
 
 func completion(w http.ResponseWriter, in object, model string) {
-	out := object{"id": "cmpl-1", "object": "text_completion", "created": 1, "model": model,
-		"choices": []object{{"index": 0, "text": "hello", "logprobs": nil, "finish_reason": "stop"}}}
+	out := object{
+		"id": "cmpl-1", "object": "text_completion", "created": 1, "model": model,
+		"choices": []object{{"index": 0, "text": "hello", "logprobs": nil, "finish_reason": "stop"}},
+	}
 	if in["stream"] == true {
 		events(w, func(event func(string, any)) { event("", out) })
 		fmt.Fprint(w, "data: [DONE]\n\n")
@@ -123,15 +127,19 @@ func completion(w http.ResponseWriter, in object, model string) {
 
 func response(w http.ResponseWriter, in object, model string) {
 	text, tool := say(in)
-	item := object{"id": "msg_1", "type": "message", "role": "assistant", "status": "completed",
-		"content": []object{{"type": "output_text", "text": text, "annotations": []any{}}}}
+	item := object{
+		"id": "msg_1", "type": "message", "role": "assistant", "status": "completed",
+		"content": []object{{"type": "output_text", "text": text, "annotations": []any{}}},
+	}
 	if tool != nil {
 		item = object{"id": "fc_1", "type": "function_call", "call_id": "call_1", "name": tool["name"], "status": "completed", "arguments": encoded(dummy(tool["parameters"], nil))}
 	}
-	out := object{"id": "resp_1", "object": "response", "created_at": 1, "status": "completed", "model": model, "output": []object{item},
+	out := object{
+		"id": "resp_1", "object": "response", "created_at": 1, "status": "completed", "model": model, "output": []object{item},
 		"parallel_tool_calls": true, "tool_choice": "auto", "tools": []any{}, "temperature": 1.0, "top_p": 1.0, "error": nil, "incomplete_details": nil,
 		"instructions": nil, "metadata": nil,
-		"usage": object{"input_tokens": 12, "output_tokens": 3, "total_tokens": 15, "input_tokens_details": object{"cached_tokens": 0}, "output_tokens_details": object{"reasoning_tokens": 0}}}
+		"usage": object{"input_tokens": 12, "output_tokens": 3, "total_tokens": 15, "input_tokens_details": object{"cached_tokens": 0}, "output_tokens_details": object{"reasoning_tokens": 0}},
+	}
 	if in["stream"] != true {
 		answer(w, out)
 		return
@@ -170,8 +178,10 @@ func message(w http.ResponseWriter, in object, model string) {
 	if tool != nil {
 		block, stop = object{"type": "tool_use", "id": "toolu_1", "name": tool["name"], "input": dummy(tool["input_schema"], nil)}, "tool_use"
 	}
-	out := object{"id": "msg_1", "type": "message", "role": "assistant", "model": model, "content": []object{block}, "stop_reason": stop,
-		"stop_sequence": nil, "usage": object{"input_tokens": 12, "output_tokens": 3}}
+	out := object{
+		"id": "msg_1", "type": "message", "role": "assistant", "model": model, "content": []object{block}, "stop_reason": stop,
+		"stop_sequence": nil, "usage": object{"input_tokens": 12, "output_tokens": 3},
+	}
 	if in["stream"] != true {
 		answer(w, out)
 		return

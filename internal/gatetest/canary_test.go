@@ -42,9 +42,12 @@ func TestSecretsAndPromptsAppearNowhere(t *testing.T) {
 		send(Request{Path: "/v1/chat/completions", Key: key, Body: body})
 	}
 	for _, s := range []struct{ path, body string }{
-		{"/v1/completions", `{"model":"tiny","prompt":` + q + `}`}, {"/v1/responses", `{"model":"tiny","input":` + q + `,"instructions":` + q + `}`},
-		{"/v1/messages", `{"model":"tiny","max_tokens":5,"system":` + q + `,"messages":[{"role":"user","content":` + q + `}]}`}, {"/v1/embeddings", `{"model":"tiny","input":` + q + `}`},
-		{"/v1/rerank", `{"model":"tiny","query":` + q + `,"documents":["a"]}`}, {"/v1/score", `{"model":"tiny","text_1":` + q + `,"text_2":"a"}`},
+		{"/v1/completions", `{"model":"tiny","prompt":` + q + `}`},
+		{"/v1/responses", `{"model":"tiny","input":` + q + `,"instructions":` + q + `}`},
+		{"/v1/messages", `{"model":"tiny","max_tokens":5,"system":` + q + `,"messages":[{"role":"user","content":` + q + `}]}`},
+		{"/v1/embeddings", `{"model":"tiny","input":` + q + `}`},
+		{"/v1/rerank", `{"model":"tiny","query":` + q + `,"documents":["a"]}`},
+		{"/v1/score", `{"model":"tiny","text_1":` + q + `,"text_2":"a"}`},
 	} {
 		send(Request{Path: s.path, Key: key, Body: s.body})
 	}

@@ -18,8 +18,11 @@ func TestRefusalsSpeakTheDialectOfTheOperation(t *testing.T) {
 		"  strict: {operations: [\"@inference\"], models: [\"*\"], unknown_fields: refuse}\n" +
 		"  nothing: {operations: [health.read], models: [\"*\"]}\n"
 	g := Start(t, Options{Config: roles + "bodies: {max_json: 2KiB}\n", Keys: []store.NewKey{
-		{Name: "app", Roles: []string{"inference"}}, {Name: "limited", Roles: []string{"limited"}}, {Name: "poor", Roles: []string{"poor"}},
-		{Name: "strict", Roles: []string{"strict"}}, {Name: "nothing", Roles: []string{"nothing"}},
+		{Name: "app", Roles: []string{"inference"}},
+		{Name: "limited", Roles: []string{"limited"}},
+		{Name: "poor", Roles: []string{"poor"}},
+		{Name: "strict", Roles: []string{"strict"}},
+		{Name: "nothing", Roles: []string{"nothing"}},
 	}})
 	for _, s := range streams {
 		g.Do(Request{Path: s.path, Key: g.Secret("limited"), Body: s.body}) // uses the one request up

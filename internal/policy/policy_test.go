@@ -26,8 +26,10 @@ func site(t testing.TB) *Policy {
 		Upstreams: []string{"a", "b", "c"},
 		Aliases:   map[string]string{"gpt": "llama", "lost": "gone"},
 		Roles: []Role{
-			{Name: "chat", Operations: []OperationName{id("chat.create"), id("models.list")}, Models: []string{"llama"}, MaxOutputTokens: 100,
-				Limits: Limits{RequestsPerMinute: 60, Concurrent: 4}},
+			{
+				Name: "chat", Operations: []OperationName{id("chat.create"), id("models.list")}, Models: []string{"llama"}, MaxOutputTokens: 100,
+				Limits: Limits{RequestsPerMinute: 60, Concurrent: 4},
+			},
 			{Name: "wide", Operations: []OperationName{id("@inference")}, Models: []string{"qwen", "gone"}, Limits: Limits{RequestsPerMinute: 600, TokensPerMinute: 9}},
 			{Name: "strict", Operations: []OperationName{id("chat.create")}, Models: []string{"*"}, RefuseUnknown: true},
 			{Name: "health", Operations: []OperationName{id("health.read")}, Models: []string{"bert"}},
