@@ -9,35 +9,55 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// checkBounds holds the bounds that count everywhere, also where no field rules do: depth, members, and numbers that
-// only some parsers can hold. It runs over bytes that nobody has parsed: on valid JSON it is exact, and what is not
-// JSON the decoder refuses afterwards. It comes first because the decoder recurses and remembers every name.
-func checkBounds(body []byte, lim Limits) error {
-	depth, members := 0, 0
-	for i := 0; i < len(body); {
+// This file holds the bounds that count everywhere, also where no field rules do: depth, members, and numbers that only
+// some parsers can hold. Where the walk goes member by member it counts itself; what it lets the decoder read as one
+// value is looked through first, because the decoder recurses and remembers every name.
+
+// within looks through the object or list at b[at], over bytes that nobody has parsed: on valid JSON it is exact, and
+// what is not JSON the decoder refuses afterwards.
+func (w *walker) within(at int) error {
+	body, outer := w.body, w.dec.StackDepth()
+	for i, depth := at, outer; i < len(body); {
 		switch c := body[i]; c {
 		case '"':
 			i = skipString(body, i)
 			continue
 		case '{', '[':
-			if depth++; depth > lim.MaxDepth {
-				return outOfBounds(body, i, fmt.Sprintf("nested deeper than %d", lim.MaxDepth))
+			if depth++; depth > w.limits.MaxDepth {
+				return w.tooDeep(i)
 			}
 		case '}', ']':
-			depth--
+			if depth--; depth <= outer {
+				return nil
+			}
 		case ':':
-			if members++; members > lim.MaxMembers {
-				return outOfBounds(body, i, fmt.Sprintf("the body has more than %d members", lim.MaxMembers))
+			if err := w.countMember(i); err != nil {
+				return err
 			}
 		case '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9':
 			end, plain := skipNumber(body, i)
 			if !plain && overflows(body[i:end]) {
-				return outOfBounds(body, i, "the number is too large")
+				return outOfBounds(body, i, hugeNumber)
 			}
 			i = end
 			continue
 		}
 		i++
+	}
+	return nil
+}
+
+const hugeNumber = "the number is too large"
+
+// tooDeep refuses what opens at b[at].
+func (w *walker) tooDeep(at int) error {
+	return outOfBounds(w.body, at, fmt.Sprintf("nested deeper than %d", w.limits.MaxDepth))
+}
+
+// countMember counts the member whose colon is at or before b[at], and not before its name.
+func (w *walker) countMember(at int) error {
+	if w.members++; w.members > w.limits.MaxMembers {
+		return outOfBounds(w.body, at, fmt.Sprintf("the body has more than %d members", w.limits.MaxMembers))
 	}
 	return nil
 }
@@ -89,7 +109,7 @@ func skipNumber(b []byte, i int) (end int, plain bool) {
 			return end, plain && end-i < safeDigits
 		}
 	}
-	return end, false
+	return end, plain && end-i < safeDigits
 }
 
 // overflows reports whether a number is beyond float64. Python reads 1e400 as infinity, and refuses integers of more

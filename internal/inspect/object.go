@@ -53,8 +53,8 @@ func (q *sequence) add(cuts *[]Change, start, end int, why string) {
 
 // object reads an object member by member.
 func (w *walker) object(s *vllm.Shape, t tag) error {
-	if _, err := w.dec.ReadToken(); err != nil {
-		return badSyntax(w.body, err)
+	if err := w.enter(); err != nil {
+		return err
 	}
 	depth := w.dec.StackDepth()
 	open := int(w.dec.InputOffset())
@@ -98,7 +98,7 @@ func (w *walker) object(s *vllm.Shape, t tag) error {
 
 // member reads one member: its name decides what becomes of its value.
 func (w *walker) member(s *vllm.Shape, t tag) (m member, err error) {
-	raw, err := w.skip()
+	raw, err := w.read()
 	if err != nil {
 		return m, err
 	}
@@ -107,6 +107,9 @@ func (w *walker) member(s *vllm.Shape, t tag) (m member, err error) {
 	name := w.text(raw)
 	kind := w.dec.PeekKind()
 	m.value = w.next()
+	if err := w.countMember(m.value - 1); err != nil {
+		return m, err
+	}
 	w.kidsOpen, w.kids = 0, nil
 	isTag := t.name == string(name) && t.name != ""
 	f := row(s, name)

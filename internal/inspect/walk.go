@@ -30,14 +30,12 @@ type walker struct {
 	kids     []member // its members
 	caps     []outputCap
 	inputs   int64
+	members  int // so far
 	scratch  []byte
 }
 
 // parseJSON checks a body against its shape.
 func parseJSON(body []byte, shape *vllm.Shape, lim Limits) (*Doc, error) {
-	if err := checkBounds(body, lim); err != nil {
-		return nil, err
-	}
 	w := &walker{document: document{body: body}, dec: decoders.Get().(*jsontext.Decoder), limits: lim}
 	w.dec.Reset(bytes.NewBuffer(body))
 	defer func() {
@@ -120,11 +118,39 @@ func (w *walker) next() int { return skipSpace(w.body, int(w.dec.InputOffset()))
 
 // skip reads a value without rules: the decoder still checks its syntax, names and encoding.
 func (w *walker) skip() (jsontext.Value, error) {
+	kind := w.dec.PeekKind()
+	if kind == '{' || kind == '[' {
+		if err := w.within(w.next()); err != nil {
+			return nil, err
+		}
+	}
+	raw, err := w.read()
+	if err == nil && kind == '0' {
+		if end, plain := skipNumber(raw, 0); !plain && overflows(raw[:end]) {
+			return nil, outOfBounds(w.body, int(w.dec.InputOffset())-len(raw), hugeNumber)
+		}
+	}
+	return raw, err
+}
+
+// read is skip for a value that is known to be within the bounds.
+func (w *walker) read() (jsontext.Value, error) {
 	raw, err := w.dec.ReadValue()
 	if err != nil {
 		return nil, badSyntax(w.body, err)
 	}
 	return raw, nil
+}
+
+// enter begins the next object or list.
+func (w *walker) enter() error {
+	if _, err := w.dec.ReadToken(); err != nil {
+		return badSyntax(w.body, err)
+	}
+	if w.dec.StackDepth() > w.limits.MaxDepth {
+		return w.tooDeep(int(w.dec.InputOffset()) - 1)
+	}
+	return nil
 }
 
 // mismatch refuses the next value for what it is; if it is not JSON, that is the refusal.
@@ -158,15 +184,15 @@ func (w *walker) take(seq *sequence, start int, why string) error {
 func (w *walker) array(s *vllm.Shape, fact vllm.Fact) error {
 	integer := integerOf(s.Elem)
 	tokens := integer != nil && integer != s.Elem // then the bound is on the other elements
-	if integer != nil {
+	if integer != nil && w.dec.StackDepth() < w.limits.MaxDepth {
 		if n, ok := plainIntegers(w.body[w.next():], integer); ok && (tokens || s.MaxLen == 0 || n <= s.MaxLen) {
 			w.learnInputs(fact, n, n)
-			_, err := w.skip()
+			_, err := w.read()
 			return err
 		}
 	}
-	if _, err := w.dec.ReadToken(); err != nil {
-		return badSyntax(w.body, err)
+	if err := w.enter(); err != nil {
+		return err
 	}
 	var seq sequence
 	var count, numbers int64
