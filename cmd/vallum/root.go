@@ -94,7 +94,7 @@ func newRoot(s streams) *cobra.Command {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usagef("%w\nhint: %s --help", err, c.CommandPath())
 	})
-	root.AddCommand(newServe(s), newCheck(s), newKeys(s), newExplain(s), newLog(s), newDemo(s), newVersion(s))
+	root.AddCommand(newServe(s), newCheck(s), newKeys(s), newExplain(s), newLog(s), newDemo(s), newIsolate(s), newVersion(s))
 	wrapArgs(root)
 	return root
 }

@@ -11,7 +11,7 @@ import (
 )
 
 // cuts lists what works now and would not any more: whoever applies a plan should know it before, not after.
-func cuts(o *config.Isolate, m *fleet.Manifest, s *Snapshot, r Ruleset) []Cut {
+func cuts(o *config.Isolate, m *fleet.Manifest, s *Snapshot, p *Plan) []Cut {
 	var list []Cut
 	docker, kube := s.forwarder()
 	switch {
@@ -31,10 +31,10 @@ func cuts(o *config.Isolate, m *fleet.Manifest, s *Snapshot, r Ruleset) []Cut {
 		}
 	}
 	for _, k := range s.Sockets {
-		if k.Namespace != "" || k.Local.Addr().Unmap().IsLoopback() || inOverlay(m, k.Local.Addr()) {
+		if k.Namespace != "" || k.Local.Addr().Unmap().IsLoopback() || inOverlay(m, k.Local.Addr()) || k.Protocol == "udp" && k.Local.Port() == p.Port {
 			continue
 		}
-		if c, cut := cutOf(k, s, r, o.Device, ports[portKey(k)]); cut {
+		if c, cut := cutOf(k, s, p.Rules, o.Device, ports[portKey(k)]); cut {
 			list = append(list, c)
 		}
 	}
@@ -54,14 +54,37 @@ func cutOf(k Socket, s *Snapshot, r Ruleset, device string, inbound bool) (Cut, 
 	}
 	from := k.Remote.Addr().Unmap()
 	// A connection that this machine opened goes on: its replies are let in.
-	if !inbound || from.IsLoopback() || s.own(from) {
-		return Cut{}, false
-	}
-	d, _ := s.towards(from)
-	if r.accepts(d.Name, k.Protocol, from, netip.AddrPortFrom(k.Local.Addr().Unmap(), k.Local.Port())) {
+	if !inbound || !s.Refused(r, k.Protocol, from, k.Local) {
 		return Cut{}, false
 	}
 	return Cut{What: fmt.Sprintf("%s is connected with %s on %s port %d", processName(k), from, k.Protocol, k.Local.Port()), Socket: k, Right: right}, true
+}
+
+// Refused reports whether the rules would refuse a new packet from another machine to this one.
+func (s *Snapshot) Refused(r Ruleset, protocol string, from netip.Addr, to netip.AddrPort) bool {
+	from, to = from.Unmap(), netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
+	if from.IsLoopback() || s.own(from) || !s.own(to.Addr()) {
+		return false
+	}
+	d, _ := s.towards(from)
+	return !r.accepts(d.Name, protocol, from, to)
+}
+
+// Uninvited are the TCP connections that others opened to this machine and that the rules would refuse now.
+func (s *Snapshot) Uninvited(r Ruleset) []Socket {
+	listening := map[uint16]bool{}
+	for _, k := range s.Sockets {
+		if k.Protocol == "tcp" && k.Listening && k.Namespace == "" {
+			listening[k.Local.Port()] = true
+		}
+	}
+	var list []Socket
+	for _, k := range s.Sockets {
+		if k.Protocol == "tcp" && !k.Listening && k.Namespace == "" && listening[k.Local.Port()] && s.Refused(r, "tcp", k.Remote.Addr(), k.Local) {
+			list = append(list, k)
+		}
+	}
+	return list
 }
 
 // opens reports whether any rule lets something reach the port otherwise than by the overlay's device.

@@ -87,7 +87,7 @@ func New(o *config.Isolate, m *fleet.Manifest, s *Snapshot, publicKey string) (*
 		p.Routes = append(p.Routes, Route{To: r, Type: "prohibit", Metric: ProhibitMetric})
 	}
 	p.Environment = env.Base(o.Device, self)
-	p.Cuts = cuts(o, m, s, p.Rules)
+	p.Cuts = cuts(o, m, s, p)
 	p.Warnings = warnings(m, s, p)
 	p.NotProtected = notProtected(s)
 	return p, nil

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vallum/vallum/internal/isolate"
+	"github.com/vallum/vallum/internal/isolate/apply"
+	"github.com/vallum/vallum/internal/isolate/observe"
+	"github.com/vallum/vallum/internal/isolate/tunnel"
+)
+
+func observeMachine(state string) (*isolate.Snapshot, error) {
+	return observe.Machine(filepath.Join(state, "preshared")), nil
+}
+
+func overlayHolds(state string) error { return apply.State{Dir: state}.Holds() }
+
+// isolateHere are the commands that look at or change this machine.
+func isolateHere(s streams) []*cobra.Command {
+	return []*cobra.Command{newIsolateUp(s), newIsolateConfirm(s), newIsolateDown(s), newIsolateStatus(s), newIsolateRollback(), newIsolateTunnel()}
+}
+
+func newIsolateUp(s streams) *cobra.Command {
+	in := &isolateInput{}
+	var acceptCut bool
+	o := apply.Options{}
+	var caller string
+	c := &cobra.Command{
+		Use:   "up",
+		Short: "Applies the plan; rolls it back unless it is confirmed",
+		Long: "up needs CAP_NET_ADMIN. Before the first change a process of its own is armed that undoes everything; it does so\n" +
+			"unless `vallum isolate confirm` is run within --confirm, or a new connection comes in from the address that the\n" +
+			"SSH session of the caller comes from. A plan that was confirmed before is repaired without asking.",
+		RunE: func(c *cobra.Command, _ []string) error {
+			n, err := in.read(s)
+			if err != nil {
+				return err
+			}
+			if err := n.manifest.Current(time.Now()); err != nil {
+				return err
+			}
+			p, snapshot, err := in.plan(n)
+			if err != nil {
+				return err
+			}
+			program, err := os.Executable()
+			if err != nil {
+				return err
+			}
+			st := apply.State{Dir: n.state, Program: program}
+			if err := s.refuseCuts(st, p, acceptCut); err != nil {
+				return err
+			}
+			for _, w := range append(p.NotProtected, p.Warnings...) {
+				fmt.Fprintf(s.err, "vallum: note: %s\n", w)
+			}
+			if caller == "" {
+				caller = snapshot.Caller
+			}
+			o.Caller, _ = netip.ParseAddr(caller)
+			o.Say = func(format string, args ...any) { fmt.Fprintf(s.err, "vallum: "+format+"\n", args...) }
+			if err := errors.Join(st.Open(), n.seen.Write(st.SeenFile())); err != nil {
+				return err
+			}
+			if err := apply.Up(c.Context(), st, p, o); err != nil {
+				return err
+			}
+			fmt.Fprintf(s.out, "the overlay of node %s holds: %v on %s\n", p.Node, p.Addresses, p.Device)
+			return nil
+		},
+	}
+	in.flags(c)
+	c.Flags().BoolVar(&acceptCut, "accept-cut", false, "cut off what plan lists as such")
+	c.Flags().StringVar(&o.Hosts, "hosts", "/etc/hosts", "the hosts file that gets the members' names; empty for none")
+	c.Flags().DurationVar(&o.Confirm, "confirm", time.Minute, "how long the confirmation may take")
+	c.Flags().StringVar(&caller, "caller", "", "the address whose new connection confirms (default: that of the SSH session)")
+	return c
+}
+
+// refuseCuts refuses to cut off what works now, unless that was accepted or is cut off already.
+func (s streams) refuseCuts(st apply.State, p *isolate.Plan, accepted bool) error {
+	now, confirmed, err := st.Applied()
+	if err != nil {
+		return err
+	}
+	if len(p.Cuts) == 0 || confirmed && now != nil && slices.Equal(now.Rules.Lines(), p.Rules.Lines()) {
+		return nil
+	}
+	for _, cut := range p.Cuts {
+		fmt.Fprintf(s.err, "vallum: would be cut off: %s\n", cut.What)
+		if !accepted {
+			s.hint("to keep it: %s", cut.Right)
+		}
+	}
+	if accepted {
+		return nil
+	}
+	return fmt.Errorf("%d thing(s) that work now would be cut off; nothing was changed: allow them, or --accept-cut", len(p.Cuts))
+}
+
+func newIsolateConfirm(s streams) *cobra.Command {
+	return isolateStateCommand("confirm", "Keeps what up applied", func(st apply.State) error {
+		if err := apply.Confirm(st); err != nil {
+			return err
+		}
+		fmt.Fprintln(s.out, "confirmed")
+		return nil
+	})
+}
+
+func newIsolateDown(s streams) *cobra.Command {
+	var forget bool
+	c := isolateStateCommand("down", "Removes exactly what up added", func(st apply.State) error {
+		if err := apply.Down(st); err != nil {
+			return err
+		}
+		if forget {
+			if err := os.Remove(st.SeenFile()); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+		fmt.Fprintln(s.out, "the overlay and its rules are removed")
+		return nil
+	})
+	c.Flags().BoolVar(&forget, "forget", false, "forget which manifest was seen last: an older one, or another fleet's, would be accepted")
+	return c
+}
+
+func newIsolateStatus(s streams) *cobra.Command {
+	return isolateStateCommand("status", "Says whether what was applied still holds, and when each peer was last heard", func(st apply.State) error {
+		p, confirmed, err := st.Applied()
+		if err != nil {
+			return err
+		}
+		if err := st.Holds(); err != nil {
+			return err
+		}
+		fmt.Fprintf(s.out, "node %s of fleet %s, serial %d: holds\n", p.Node, p.Fleet, p.Serial)
+		if !confirmed {
+			fmt.Fprintln(s.out, "not confirmed yet: it will be rolled back")
+		}
+		return s.printPeers(p)
+	})
+}
+
+// printPeers lists the peers by when they were last heard: a tunnel that lives shakes hands every two minutes.
+func (s streams) printPeers(p *isolate.Plan) error {
+	list, err := tunnel.Handshakes(p)
+	if err != nil {
+		return err
+	}
+	for _, h := range list {
+		age := "never heard"
+		if !h.Last.IsZero() {
+			age = "heard " + time.Since(h.Last).Round(time.Second).String() + " ago"
+		}
+		fmt.Fprintf(s.out, "  %-20s %s, %d bytes out, %d in\n", h.Name, age, h.Sent, h.Received)
+	}
+	return nil
+}
+
+// isolateStateCommand is a command that needs the state folder and nothing else.
+func isolateStateCommand(use, short string, do func(apply.State) error) *cobra.Command {
+	var state string
+	c := &cobra.Command{Use: use, Short: short}
+	c.RunE = func(*cobra.Command, []string) error {
+		dir, err := isolateState(state)
+		if err != nil {
+			return err
+		}
+		program, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		return do(apply.State{Dir: dir, Program: program})
+	}
+	isolateStateFlag(c, &state)
+	return c
+}
+
+// newIsolateRollback is the process that up arms.
+func newIsolateRollback() *cobra.Command {
+	var token string
+	var after time.Duration
+	c := isolateStateCommand("rollback", "Undoes what nobody confirms", func(st apply.State) error { return apply.Agent(st, token, after) })
+	c.Hidden = true
+	c.Flags().StringVar(&token, "token", "", "of what is pending")
+	c.Flags().DurationVar(&after, "after", time.Minute, "when")
+	return c
+}
+
+// newIsolateTunnel is the process that carries the overlay where the kernel does not.
+func newIsolateTunnel() *cobra.Command {
+	var child bool
+	c := isolateStateCommand("tunnel", "Carries the overlay's packets", nil)
+	c.Hidden = true
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		dir, err := c.Flags().GetString("state")
+		if err != nil {
+			return err
+		}
+		program, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		return apply.Tunnel(c.Context(), apply.State{Dir: dir, Program: program}, child)
+	}
+	c.Flags().BoolVar(&child, "child", false, "the tunnel itself, not its supervisor")
+	return c
+}

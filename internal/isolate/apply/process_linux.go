@@ -1,0 +1,161 @@
+package apply
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vallum/vallum/internal/isolate"
+	"github.com/vallum/vallum/internal/isolate/nft"
+	"github.com/vallum/vallum/internal/isolate/tunnel"
+)
+
+// tunnelLock is held by the supervisor for as long as it lives, with its process id inside.
+const tunnelLock = "tunnel.lock"
+
+// Tunnel runs the userspace tunnel: the supervisor, or with child what it starts again whenever it ends.
+func Tunnel(ctx context.Context, s State, child bool) error {
+	// The child's death signal hangs on the thread that started it.
+	runtime.LockOSThread()
+	if child {
+		p, _, err := s.Applied()
+		if err != nil {
+			return err
+		}
+		if p == nil {
+			return errors.New("no plan is applied; vallum isolate up starts the tunnel")
+		}
+		return tunnel.Serve(ctx, p, s.keys(), func() {})
+	}
+	f, err := os.OpenFile(s.file(tunnelLock), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return errors.New("a tunnel runs already")
+	}
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	if _, err := f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0); err != nil {
+		return err
+	}
+	return s.supervise(ctx)
+}
+
+// tunnelPID is the supervisor's process id; 0 when none runs. The lock says that it lives, so that the number cannot be
+// that of another process.
+func (s State) tunnelPID() (int, error) {
+	f, err := os.OpenFile(s.file(tunnelLock), os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = f.Close() }()
+	if unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil {
+		return 0, nil
+	}
+	b, err := os.ReadFile(f.Name())
+	if err != nil {
+		return 0, err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || pid < 2 {
+		return 0, fmt.Errorf("%s is held by a process that has not written its id", f.Name())
+	}
+	return pid, nil
+}
+
+func (s State) tunnelRuns() bool {
+	pid, err := s.tunnelPID()
+	return err == nil && pid != 0
+}
+
+// startTunnel starts the supervisor, if none runs, and waits until the overlay is up.
+func (s State) startTunnel(p *isolate.Plan) error {
+	log, err := os.OpenFile(s.file("tunnel.log"), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	ended := make(chan error, 1)
+	if !s.tunnelRuns() {
+		c := exec.Command(s.Program, "isolate", "tunnel", "--state", s.Dir)
+		c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		c.Dir, c.Stdout, c.Stderr = "/", log, log
+		if err := c.Start(); err != nil {
+			return fmt.Errorf("starting the tunnel: %w", err)
+		}
+		go func() { ended <- c.Wait() }()
+	}
+	for end := time.Now().Add(15 * time.Second); ; {
+		if tunnel.Up(p) == nil && s.tunnelRuns() {
+			if _, err := tunnel.Handshakes(p); err == nil {
+				return tunnel.Configure(p, s.keys())
+			}
+		}
+		select {
+		case err := <-ended:
+			return fmt.Errorf("the tunnel's process ended: %w: %s", err, tail(log.Name()))
+		case <-time.After(50 * time.Millisecond):
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("the tunnel does not come up: %s", tail(log.Name()))
+		}
+	}
+}
+
+func tail(file string) string {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return err.Error()
+	}
+	return strings.TrimSpace(string(b[max(0, len(b)-400):]))
+}
+
+// stopTunnel ends the supervisor, and with it the tunnel and its device.
+func (s State) stopTunnel() error {
+	pid, err := s.tunnelPID()
+	if err != nil || pid == 0 {
+		return err
+	}
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("ending the tunnel's process %d: %w", pid, err)
+		}
+		for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+			if !s.tunnelRuns() {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("the tunnel's process %d does not end", pid)
+}
+
+// Holds says what is missing of the plan that is applied; nil when all of it holds.
+func (s State) Holds() error {
+	p, _, err := s.Applied()
+	if err != nil {
+		return err
+	}
+	if p == nil {
+		return errors.New("no overlay is applied on this node; vallum isolate up")
+	}
+	return s.holds(p)
+}
+
+func (s State) holds(p *isolate.Plan) error {
+	return errors.Join(tunnel.Up(p), nft.Check(p.Rules), tunnel.Prohibited(p))
+}

@@ -1,0 +1,150 @@
+package observe
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/prometheus/procfs"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/vallum/vallum/internal/isolate"
+)
+
+// TCP states of the kernel (include/net/tcp_states.h).
+const (
+	tcpEstablished = 1
+	tcpListen      = 10
+)
+
+// owner is a process that holds a socket.
+type owner struct {
+	pid  int
+	name string
+}
+
+// Sockets are the TCP and UDP sockets of every network namespace that a process is in: who looks only into his own
+// misses the containers. unseen counts processes whose files could not be read.
+func Sockets() (list []isolate.Socket, unseen int, err error) {
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		return nil, 0, fmt.Errorf("reading the network namespace: %w", err)
+	}
+	owners, namespaces, unseen, err := processes()
+	if err != nil {
+		return nil, unseen, err
+	}
+	namespaces[own] = os.Getpid()
+	for name, pid := range namespaces {
+		found, err := socketsOf(pid, owners)
+		if err != nil {
+			if name == own {
+				return list, unseen, err
+			}
+			if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESRCH) { // its last process ended in between
+				unseen++
+			}
+			continue
+		}
+		for _, k := range found {
+			if name != own {
+				k.Namespace = name
+			}
+			list = append(list, k)
+		}
+	}
+	return list, unseen, nil
+}
+
+// processes maps socket inodes to who holds them, and every network namespace to a process in it.
+func processes() (owners map[uint32]owner, namespaces map[string]int, unseen int, err error) {
+	all, err := procfs.AllProcs()
+	if err != nil {
+		return nil, nil, 0, fmt.Errorf("listing processes: %w", err)
+	}
+	owners, namespaces = map[uint32]owner{}, map[string]int{}
+	for _, p := range all {
+		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", p.PID))
+		if err != nil {
+			if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+				unseen++
+			}
+			continue
+		}
+		namespaces[ns] = p.PID
+		targets, err := p.FileDescriptorTargets()
+		if err != nil {
+			continue // it ended
+		}
+		name, _ := p.Comm()
+		for _, t := range targets {
+			if inode, ok := strings.CutPrefix(t, "socket:["); ok {
+				if n, err := strconv.ParseUint(strings.TrimSuffix(inode, "]"), 10, 32); err == nil {
+					owners[uint32(n)] = owner{p.PID, name}
+				}
+			}
+		}
+	}
+	return owners, namespaces, unseen, nil
+}
+
+func socketsOf(pid int, owners map[uint32]owner) ([]isolate.Socket, error) {
+	ns, err := netns.GetFromPid(pid)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = ns.Close() }()
+	h, err := netlink.NewHandleAt(ns, unix.NETLINK_INET_DIAG)
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	var list []isolate.Socket
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		tcp, err := h.SocketDiagTCP(family)
+		if err != nil {
+			return nil, fmt.Errorf("listing TCP sockets: %w", err)
+		}
+		udp, err := h.SocketDiagUDP(family)
+		if err != nil {
+			return nil, fmt.Errorf("listing UDP sockets: %w", err)
+		}
+		for _, s := range tcp {
+			if s.State == tcpListen || s.State == tcpEstablished {
+				list = append(list, socket("tcp", s, s.State == tcpListen, owners))
+			}
+		}
+		for _, s := range udp {
+			list = append(list, socket("udp", s, s.ID.DestinationPort == 0, owners))
+		}
+	}
+	return list, nil
+}
+
+func socket(protocol string, s *netlink.Socket, listening bool, owners map[uint32]owner) isolate.Socket {
+	k := isolate.Socket{Protocol: protocol, Listening: listening, Local: addrPort(s.ID.Source, s.ID.SourcePort, s.Family)}
+	if !listening {
+		k.Remote = addrPort(s.ID.Destination, s.ID.DestinationPort, s.Family)
+	}
+	o := owners[s.INode]
+	k.PID, k.Process = o.pid, o.name
+	return k
+}
+
+func addrPort(ip net.IP, port uint16, family uint8) netip.AddrPort {
+	a, ok := netip.AddrFromSlice(ip)
+	if !ok {
+		a = netip.IPv6Unspecified()
+	}
+	if family == unix.AF_INET {
+		a = a.Unmap()
+	}
+	return netip.AddrPortFrom(a, port)
+}

@@ -1,0 +1,176 @@
+package tunnel
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vallum/vallum/internal/isolate"
+)
+
+// link gives the device its MTU, addresses and routes, and takes away those that the plan does not have.
+func link(p *isolate.Plan) error {
+	l, err := netlink.LinkByName(p.Device)
+	if err != nil {
+		return fmt.Errorf("looking for device %q: %w", p.Device, err)
+	}
+	if err := netlink.LinkSetMTU(l, p.MTU); err != nil {
+		return fmt.Errorf("setting the MTU of %q: %w", p.Device, err)
+	}
+	have, err := addresses(l)
+	if err != nil {
+		return err
+	}
+	for _, a := range p.Addresses {
+		// A duplicate cannot be on a point-to-point device, and an address that is being probed cannot be listened on.
+		if err := netlink.AddrReplace(l, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen())), Flags: unix.IFA_F_NODAD}); err != nil {
+			return fmt.Errorf("giving %q the address %s: %w", p.Device, a, err)
+		}
+		delete(have, a)
+	}
+	for a := range have {
+		if a.IsLinkLocalUnicast() {
+			continue
+		}
+		if err := netlink.AddrDel(l, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen()))}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("taking the address %s from %q: %w", a, p.Device, err)
+		}
+	}
+	if err := netlink.LinkSetUp(l); err != nil {
+		return fmt.Errorf("setting %q up: %w", p.Device, err)
+	}
+	return routes(p, l)
+}
+
+func routes(p *isolate.Plan, l netlink.Link) error {
+	stays := map[netip.Prefix]bool{}
+	for _, r := range p.Routes {
+		if r.Device != p.Device {
+			continue
+		}
+		stays[r.To] = true
+		route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(r.To), Scope: netlink.SCOPE_LINK, Protocol: protocol}
+		for _, a := range p.Addresses {
+			if a.Is4() == r.To.Addr().Is4() {
+				route.Src = a.AsSlice()
+			}
+		}
+		if err := netlink.RouteReplace(route); err != nil {
+			return fmt.Errorf("routing %s by %q: %w", r.To, p.Device, err)
+		}
+	}
+	ours, err := ourRoutes()
+	if err != nil {
+		return err
+	}
+	for _, r := range ours {
+		if to := prefix(r.Dst); r.LinkIndex == l.Attrs().Index && r.Type == unix.RTN_UNICAST && !stays[to] {
+			if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("removing the route to %s: %w", to, err)
+			}
+		}
+	}
+	return nil
+}
+
+// Prohibit adds the routes that refuse: without the device nothing for the overlay takes another way. It comes before
+// the device and goes after it.
+func Prohibit(p *isolate.Plan) error {
+	stays := map[netip.Prefix]bool{}
+	for _, r := range p.Routes {
+		if r.Type != "prohibit" {
+			continue
+		}
+		stays[r.To] = true
+		route := &netlink.Route{Dst: ipNet(r.To), Type: unix.RTN_PROHIBIT, Priority: r.Metric, Protocol: protocol}
+		if err := netlink.RouteReplace(route); err != nil {
+			return fmt.Errorf("adding the prohibit route of %s: %w", r.To, err)
+		}
+	}
+	return unprohibit(stays)
+}
+
+// Prohibited says which of the plan's prohibit routes is missing; nil when none is.
+func Prohibited(p *isolate.Plan) error {
+	ours, err := ourRoutes()
+	if err != nil {
+		return err
+	}
+	have := map[netip.Prefix]bool{}
+	for _, r := range ours {
+		have[prefix(r.Dst)] = have[prefix(r.Dst)] || r.Type == unix.RTN_PROHIBIT
+	}
+	for _, r := range p.Routes {
+		if r.Type == "prohibit" && !have[r.To] {
+			return fmt.Errorf("the prohibit route of %s is missing: a dead tunnel would send in clear", r.To)
+		}
+	}
+	return nil
+}
+
+// Unprohibit removes every prohibit route of ours.
+func Unprohibit() error { return unprohibit(nil) }
+
+func unprohibit(stays map[netip.Prefix]bool) error {
+	ours, err := ourRoutes()
+	if err != nil {
+		return err
+	}
+	for _, r := range ours {
+		if r.Type != unix.RTN_PROHIBIT || r.Priority != isolate.ProhibitMetric || stays[prefix(r.Dst)] {
+			continue
+		}
+		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("removing the prohibit route of %s: %w", r.Dst, err)
+		}
+	}
+	return nil
+}
+
+// ourRoutes are the routes with our mark.
+func ourRoutes() ([]netlink.Route, error) {
+	var all []netlink.Route
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		list, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: protocol}, netlink.RT_FILTER_PROTOCOL)
+		if err != nil {
+			return nil, fmt.Errorf("listing routes: %w", err)
+		}
+		all = append(all, list...)
+	}
+	return all, nil
+}
+
+func addresses(l netlink.Link) (map[netip.Addr]bool, error) {
+	list, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("addresses of %q: %w", l.Attrs().Name, err)
+	}
+	have := map[netip.Addr]bool{}
+	for _, a := range list {
+		have[prefix(a.IPNet).Addr()] = true
+	}
+	return have, nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func prefix(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.Prefix{}
+	}
+	a, ok := netip.AddrFromSlice(n.IP)
+	bits, size := n.Mask.Size()
+	if !ok || size == 0 {
+		return netip.Prefix{}
+	}
+	if size == 32 {
+		a = a.Unmap()
+	}
+	return netip.PrefixFrom(a, bits)
+}
