@@ -122,7 +122,8 @@ func TestTwentyAtOnceNeverPassTheBudget(t *testing.T) {
 	}
 	used := counts["200"] * each
 	most := budget + int(time.Since(began).Seconds()+1)*budget/60
-	if used > most || counts["200"] < (budget-80)/each {
+	// The one whose engine died may be charged its reservation: the work may have been done although nobody counted it.
+	if used > most || counts["200"] < (budget-80-80*counts["502upstream_failed"])/each {
 		t.Errorf("%d tokens were used of %d: %v", used, most, counts)
 	}
 	if counts["200"]+counts["429over_budget"]+counts["502upstream_failed"] != 80+counts["more"] || g.Fake.Arrived() != counts["200"]+counts["502upstream_failed"] {
