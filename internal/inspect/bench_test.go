@@ -60,6 +60,7 @@ func BenchmarkReadAndRewrite(b *testing.B) {
 			for b.Loop() {
 				d := mustRead(b, jsonRequest(table, row[1]))
 				mustRewrite(b, d, edits...)
+				_ = d.Close()
 			}
 		})
 	}

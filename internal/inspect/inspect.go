@@ -5,6 +5,7 @@
 package inspect
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -52,9 +53,12 @@ type Request struct {
 
 // Doc is a body that was read, checked and understood. Read makes it; its owner calls Close.
 type Doc struct {
-	facts policy.Facts
-	json  *document // nil unless the operation takes JSON
-	form  *form     // nil unless the operation takes a form
+	facts  policy.Facts
+	json   *document // nil unless the operation takes JSON
+	form   *form     // nil unless the operation takes a form
+	walker *walker   // whose document json is, when it can be used again
+	buffer *buffer   // what the caller's bytes lie in, likewise
+	closed bool
 }
 
 // Body is what goes up to vLLM.
@@ -106,6 +110,8 @@ func (d *Doc) Facts() policy.Facts { return d.facts }
 // a defect of Vallum.
 func (d *Doc) Rewrite(edits []policy.Edit) (Body, error) {
 	switch {
+	case d.closed:
+		return Body{}, errors.New("the document was closed before it was rewritten")
 	case d.json != nil:
 		return d.json.rewrite(edits)
 	case d.form != nil:
@@ -116,8 +122,15 @@ func (d *Doc) Rewrite(edits []policy.Edit) (Body, error) {
 	return Body{Reader: strings.NewReader("")}, nil
 }
 
-// Close removes what was spooled. It may be called more than once.
+// Close removes what was spooled, and lets other requests have the memory of the caller's bytes; what Rewrite made and
+// the Facts stay. It may be called more than once.
 func (d *Doc) Close() error {
+	d.closed = true
+	if d.walker != nil {
+		d.walker.giveBack()
+		d.buffer.giveBack()
+		d.json, d.walker, d.buffer = nil, nil, nil
+	}
 	if d.form == nil {
 		return nil
 	}
@@ -145,5 +158,10 @@ func readJSON(r Request, lim Limits) (*Doc, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parseJSON(body, r.Table.Body, lim)
+	w, err := parseJSON(body.b, r.Table.Body, lim)
+	if err != nil {
+		body.giveBack()
+		return nil, err
+	}
+	return &Doc{facts: w.facts, json: &w.document, walker: w, buffer: body}, nil
 }

@@ -58,7 +58,7 @@ func readForm(r Request, lim Limits) (*Doc, error) {
 	if err := f.read(multipart.NewReader(source, source.boundary)); err != nil {
 		return nil, errors.Join(source.failure(err), f.close())
 	}
-	d, err := parseJSON(f.object(), r.Table.Body, lim)
+	w, err := parseJSON(f.object(), r.Table.Body, lim)
 	if err != nil {
 		var in *refusal
 		if errors.As(err, &in) {
@@ -66,9 +66,8 @@ func readForm(r Request, lim Limits) (*Doc, error) {
 		}
 		return nil, errors.Join(err, f.close())
 	}
-	d.facts.BodyBytes = source.n
-	d.form, d.json = &form{document: d.json, file: f.file, size: source.n}, nil
-	return d, nil
+	w.facts.BodyBytes = source.n
+	return &Doc{facts: w.facts, form: &form{document: &w.document, file: f.file, size: source.n}}, nil
 }
 
 // read takes the parts one by one.

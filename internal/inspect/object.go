@@ -60,7 +60,7 @@ func (w *walker) object(s *vllm.Shape, t tag) error {
 	open := int(w.dec.InputOffset())
 	var list []member
 	if depth == 1 {
-		list = make([]member, 0, 12) // what bodies mostly have
+		list = w.top // empty; its room is of a body before
 	}
 	most := int64(maxRecorded)
 	if s.Kind == vllm.Map && s.MaxLen > 0 {

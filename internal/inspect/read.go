@@ -1,7 +1,6 @@
 package inspect
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -81,20 +80,25 @@ func (c *counted) failure(err error) error {
 const firstBuffer = 1 << 20
 
 // readAll reads a whole JSON body.
-func readAll(r Request, limit int64) ([]byte, error) {
+func readAll(r Request, limit int64) (*buffer, error) {
 	source, err := count(r, "application/json", limit)
 	if err != nil {
 		return nil, err
 	}
-	var body bytes.Buffer
-	body.Grow(int(min(max(r.Length, 0), firstBuffer)) + bytes.MinRead) // room for the last Read, which says EOF
-	if _, err := body.ReadFrom(source); err != nil {
-		return nil, source.failure(err)
+	var body *buffer
+	if r.Length > 0 {
+		body, err = readDeclared(source)
+	} else {
+		body, err = readUnsure(source)
 	}
-	if body.Len() == 0 {
+	if err != nil {
+		return nil, err
+	}
+	if len(body.b) == 0 {
+		body.giveBack()
 		return nil, badBody("", -1, "the body is empty")
 	}
-	return body.Bytes(), nil
+	return body, nil
 }
 
 func tooLarge(limit int64) error {

@@ -25,6 +25,7 @@ type document struct {
 type walker struct {
 	document
 	dec      *jsontext.Decoder
+	source   bytes.Buffer // of dec
 	limits   Limits
 	kidsOpen int      // the index after the '{' of the last object that stands directly in the body
 	kids     []member // its members
@@ -34,31 +35,49 @@ type walker struct {
 	scratch  []byte
 }
 
-// parseJSON checks a body against its shape.
-func parseJSON(body []byte, shape *vllm.Shape, lim Limits) (*Doc, error) {
-	w := &walker{document: document{body: body}, dec: decoders.Get().(*jsontext.Decoder), limits: lim}
-	w.dec.Reset(bytes.NewBuffer(body))
-	defer func() {
-		if w.dec.Reset(bytes.NewBuffer(nil)); len(body) <= keptDecoder { // it must not hold on to the body
-			decoders.Put(w.dec)
-		}
-	}()
-	if _, err := w.value(shape, vllm.NoFact, tag{}); err != nil {
+// parseJSON checks a body against its shape. The walker that is returned holds the document.
+func parseJSON(body []byte, shape *vllm.Shape, lim Limits) (*walker, error) {
+	w := walkers.Get().(*walker)
+	w.body, w.limits = body, lim
+	w.source = *bytes.NewBuffer(body)
+	w.dec.Reset(&w.source)
+	_, err := w.value(shape, vllm.NoFact, tag{})
+	end := int(w.dec.InputOffset())
+	w.source = bytes.Buffer{}
+	w.dec.Reset(&w.source) // it must not hold on to the body
+	if rest := bytes.TrimLeft(body[end:], " \t\r\n"); err == nil && len(rest) > 0 {
+		err = badBody("", len(body)-len(rest), "nothing may follow the JSON object")
+	}
+	if err != nil {
+		w.giveBack()
 		return nil, err
 	}
-	end := int(w.dec.InputOffset())
-	if rest := bytes.TrimLeft(body[end:], " \t\r\n"); len(rest) > 0 {
-		return nil, badBody("", len(body)-len(rest), "nothing may follow the JSON object")
-	}
 	w.settle(shape)
-	return &Doc{facts: w.facts, json: &w.document}, nil
+	return w, nil
 }
 
-// decoders are kept with their stacks of names, which are most of what a short body costs.
-var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
+// walkers are kept with their decoders, whose stacks of names are most of what a short body costs.
+var walkers = sync.Pool{New: func() any { return &walker{dec: new(jsontext.Decoder)} }}
 
-// keptDecoder bounds the body of a decoder that is kept: a large one may have grown large.
-const keptDecoder = 256 << 10
+// What a walker may be kept with: after a large body it may have grown large.
+const (
+	keptBody    = 256 << 10 // bytes
+	keptMembers = 64        // of the body; and as many changes
+)
+
+// giveBack lets another body be read with the walker. Of this one only what the decoder needs is kept: room.
+func (w *walker) giveBack() {
+	if len(w.body) > keptBody || cap(w.top) > keptMembers || cap(w.cuts) > keptMembers {
+		return
+	}
+	clear(w.top)
+	clear(w.cuts)
+	clear(w.caps)
+	top, cuts, caps, scratch := w.top[:0], w.cuts[:0], w.caps[:0], w.scratch[:0]
+	w.document = document{top: top, cuts: cuts}
+	w.kidsOpen, w.kids, w.inputs, w.members, w.caps, w.scratch = 0, nil, 0, 0, caps, scratch
+	walkers.Put(w)
+}
 
 // value reads the next value against its shape. A removed value was read, but must not go up: why says the reason.
 func (w *walker) value(s *vllm.Shape, fact vllm.Fact, t tag) (why string, err error) {
