@@ -197,6 +197,7 @@ func (x *Exchange) rewrite() (inspect.Body, error) {
 	}
 	body, err := x.doc.Rewrite(edits)
 	if body.Bytes != nil {
+		_ = x.doc.Close()
 		x.doc = nil // nothing is spooled, and the caller's own bytes must not lie in memory for as long as a stream runs
 	}
 	return body, err
