@@ -157,8 +157,12 @@ func chat(fields ...any) doc {
 // attacksOnOpenRoutes are the security guide's: routes that vLLM leaves open
 // although it has a key, in a server with development mode, tokenizer info and
 // the profiler switched on.
-func attacksOnOpenRoutes() []proof {
-	return proofsOf([]attack{
+func attacksOnOpenRoutes() []proof { return proofsOf(append(routesThatAct(), routesThatTell()...)) }
+
+// routesThatAct do something: they answer prompts, stop the engine, change
+// what it serves, or write to disk.
+func routesThatAct() []attack {
+	return []attack{
 		{name: "inference without a key on /invocations", request: post("/invocations", chat()), directWorks: ok(`"choices"`), through: nobodyMay},
 		{
 			name:        "inference without a key on /generative_scoring",
@@ -187,6 +191,25 @@ func attacksOnOpenRoutes() []proof {
 			name: "/collective_rpc calls a method in every worker", request: post("/collective_rpc", doc{"method": "check_health"}),
 			directWorks: ok("results"), through: nobodyMay,
 		},
+		{name: "/reset_prefix_cache empties everybody's cache", request: post("/reset_prefix_cache", ""), directWorks: ok("success"), through: nobodyMay},
+		{name: "/reset_mm_cache", request: post("/reset_mm_cache", ""), directWorks: ok(), through: nobodyMay},
+		{name: "/reset_encoder_cache", request: post("/reset_encoder_cache", ""), directWorks: ok(), through: nobodyMay},
+		{name: "/abort_requests ends other callers' requests", request: post("/abort_requests", doc{}), directWorks: ok("aborted"), through: nobodyMay},
+		{
+			name: "/update_weight_version rewrites what is served", request: post("/update_weight_version", doc{"new_version": "stolen"}),
+			directWorks: ok("stolen"), proofOfHarm: &probe{get("/weight_info"), ok("stolen")},
+			undo: []call{post("/update_weight_version", doc{"new_version": "default"})}, through: nobodyMay,
+		},
+		{
+			name: "/start_profile writes traces to disk", request: post("/start_profile", ""), directWorks: ok(),
+			undo: []call{post("/stop_profile", "")}, through: nobodyMay,
+		},
+	}
+}
+
+// routesThatTell disclose what the server is, holds and does.
+func routesThatTell() []attack {
+	return []attack{
 		{
 			name: "/server_info discloses the configuration", request: get("/server_info?config_format=json"),
 			directWorks: ok("vllm_config", "/models-"), through: nobodyMay,
@@ -197,23 +220,10 @@ func attacksOnOpenRoutes() []proof {
 		},
 		{name: "/tokenize without a key", request: post("/tokenize", doc{"model": "tiny", "prompt": "hello"}), directWorks: ok(`"tokens"`), through: nobodyMay},
 		{name: "/detokenize without a key", request: post("/detokenize", doc{"model": "tiny", "tokens": []int{65}}), directWorks: ok(`"prompt"`), through: nobodyMay},
-		{name: "/reset_prefix_cache empties everybody's cache", request: post("/reset_prefix_cache", ""), directWorks: ok("success"), through: nobodyMay},
-		{name: "/reset_mm_cache", request: post("/reset_mm_cache", ""), directWorks: ok(), through: nobodyMay},
-		{name: "/reset_encoder_cache", request: post("/reset_encoder_cache", ""), directWorks: ok(), through: nobodyMay},
-		{name: "/abort_requests ends other callers' requests", request: post("/abort_requests", doc{}), directWorks: ok("aborted"), through: nobodyMay},
-		{
-			name: "/update_weight_version rewrites what is served", request: post("/update_weight_version", doc{"new_version": "stolen"}),
-			directWorks: ok("stolen"), proofOfHarm: &probe{get("/weight_info"), ok("stolen")},
-			undo: []call{post("/update_weight_version", doc{"new_version": "default"})}, through: nobodyMay,
-		},
 		{name: "/weight_info", request: get("/weight_info"), directWorks: ok("weight_version"), through: nobodyMay},
 		{name: "/get_world_size", request: get("/get_world_size"), directWorks: ok("world_size"), through: nobodyMay},
 		{name: "/is_sleeping", request: get("/is_sleeping"), directWorks: ok("is_sleeping"), through: nobodyMay},
 		{name: "/is_paused", request: get("/is_paused"), directWorks: ok("is_paused"), through: operatorMay},
-		{
-			name: "/start_profile writes traces to disk", request: post("/start_profile", ""), directWorks: ok(),
-			undo: []call{post("/stop_profile", "")}, through: nobodyMay,
-		},
 		{name: "/metrics shows what others do", request: get("/metrics"), directWorks: ok("vllm:prompt_tokens_total"), through: monitorMay},
 		{name: "/load", request: get("/load"), directWorks: ok("server_load"), through: monitorMay},
 		{name: "/version", request: get("/version"), directWorks: ok(vllmVersion), through: monitorMay},
@@ -221,7 +231,7 @@ func attacksOnOpenRoutes() []proof {
 		{name: "/docs", request: get("/docs"), directWorks: ok("swagger"), through: nobodyMay},
 		{name: "/redoc", request: get("/redoc"), directWorks: ok("redoc"), through: nobodyMay},
 		{name: "/kv_event_sources", request: get("/kv_event_sources"), directWorks: ok(), through: nobodyMay},
-	})
+	}
 }
 
 // attacksOnBodies are requests to a granted operation that vLLM takes from

@@ -64,11 +64,25 @@ func at(url string) doc { return doc{"image_url": doc{"url": url}} }
 // attacksOnMedia make vLLM fetch what only it can reach, and cross tenants by
 // the names of pictures.
 func attacksOnMedia() []proof {
-	fetches := []struct {
-		name, reason string
-		shared       bool
-		request      func(url string) call
-	}{
+	var out []proof
+	for _, f := range fetches() {
+		out = append(out, proof{f.name, f.run})
+	}
+	return append(out,
+		proof{"a second tenant reads a picture by its uuid", readByUUID},
+		proof{"a second tenant's picture is poisoned by its uuid", poisonByUUID},
+	)
+}
+
+// fetch is a request that makes vLLM fetch a URL.
+type fetch struct {
+	name, reason string
+	shared       bool // direct, it needs vLLM's key
+	request      func(url string) call
+}
+
+func fetches() []fetch {
+	return []fetch{
 		{"a URL in /tokenize without a key is fetched", "not_permitted", false, func(u string) call { return post("/tokenize", looking(at(u))) }},
 		{"a URL in /invocations without a key is fetched", "not_permitted", false, func(u string) call { return post("/invocations", looking(at(u))) }},
 		{"a URL in a chat is fetched", "forbidden_parameter", true, func(u string) call { return post("/v1/chat/completions", looking(at(u))) }},
@@ -95,35 +109,31 @@ func attacksOnMedia() []proof {
 			}}}})
 		}},
 	}
-	var out []proof
-	for _, f := range fetches {
-		out = append(out, proof{f.name, func(p *report.Proof, s *stand) {
-			rec := newRecorder()
-			defer rec.Close()
-			from := s.direct()
-			if f.shared {
-				from = s.holder()
-			}
-			got := from.do(p, f.request(rec.URL+"/secret.png"))
-			if rec.fetched.Load() == 0 {
-				p.Fatalf("vLLM alone did not fetch it: %s", got)
-			}
-			s.needGate(p)
-			rec.fetched.Store(0)
-			for _, t := range []attempt{{"", "no_credential"}, {"anna", f.reason}} {
-				if err := refused(t.reason)(s.as(t.as).do(p, f.request(rec.URL+"/secret.png"))); err != nil {
-					p.Errorf("%s through Vallum: %v", caller(t.as), err)
-				}
-			}
-			if n := rec.fetched.Load(); n != 0 {
-				p.Errorf("through Vallum vLLM fetched it %d time(s)", n)
-			}
-		}})
+}
+
+// run shows that the URL is fetched by vLLM alone, and through the gateway by
+// nobody.
+func (f fetch) run(p *report.Proof, s *stand) {
+	rec := newRecorder()
+	defer rec.Close()
+	from := s.direct()
+	if f.shared {
+		from = s.holder()
 	}
-	return append(out,
-		proof{"a second tenant reads a picture by its uuid", readByUUID},
-		proof{"a second tenant's picture is poisoned by its uuid", poisonByUUID},
-	)
+	got := from.do(p, f.request(rec.URL+"/secret.png"))
+	if rec.fetched.Load() == 0 {
+		p.Fatalf("vLLM alone did not fetch it: %s", got)
+	}
+	s.needGate(p)
+	rec.fetched.Store(0)
+	for _, t := range []attempt{{"", "no_credential"}, {"anna", f.reason}} {
+		if err := refused(t.reason)(s.as(t.as).do(p, f.request(rec.URL+"/secret.png"))); err != nil {
+			p.Errorf("%s through Vallum: %v", caller(t.as), err)
+		}
+	}
+	if n := rec.fetched.Load(); n != 0 {
+		p.Errorf("through Vallum vLLM fetched it %d time(s)", n)
+	}
 }
 
 var (

@@ -48,6 +48,12 @@ func (o operation) proof() proof {
 		if got.header.Get("X-Request-Id") == "" {
 			p.Error("through Vallum: no X-Request-Id")
 		}
+		if server := got.header.Get("Server"); server != "" {
+			p.Errorf("through Vallum: the Server header of vLLM's HTTP server: %q", server)
+		}
+		if bytes.Contains(got.body, []byte("/models-")) {
+			p.Errorf("through Vallum: a path on vLLM's disk: %s", got)
+		}
 	}}
 }
 

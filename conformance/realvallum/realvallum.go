@@ -26,6 +26,7 @@ import (
 const (
 	readyDeadline = 30 * time.Second
 	stopGrace     = 40 * time.Second
+	commandTime   = 30 * time.Second // for a command that answers and ends
 	readyPrefix   = "listening on "
 )
 
@@ -173,6 +174,8 @@ type Key struct {
 // CreateKey makes a key in a state directory, with or without a daemon running
 // on it, and returns the secret.
 func CreateKey(ctx context.Context, binary, state string, k Key) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	defer cancel()
 	args := []string{"keys", "create", "--name", k.Name, "--role", k.Role, "--state", state}
 	if k.Tenant != "" {
 		args = append(args, "--tenant", k.Tenant)
@@ -193,6 +196,8 @@ func CreateKey(ctx context.Context, binary, state string, k Key) (string, error)
 
 // VerifyLog runs `vallum log verify` on the state directory's records.
 func VerifyLog(ctx context.Context, binary, state string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	defer cancel()
 	out, err := exec.CommandContext(ctx, binary, "log", "verify", filepath.Join(state, "audit")).CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("vallum log verify: %w\n%s", err, out)

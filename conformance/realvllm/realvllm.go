@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -50,6 +51,8 @@ type Server struct {
 	exited  chan struct{}
 	exitErr error
 	stop    sync.Once
+	guard   *exec.Cmd
+	hold    io.Closer // our end of the guard's standard input
 }
 
 // Start starts a server and waits until it is ready. Everything it writes lies
@@ -107,7 +110,28 @@ func launch(dir string, cfg Config) (*Server, error) {
 	s.cmd.Env = append(environment(run, cfg), cfg.Env...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	return s, s.start()
+	if err := s.start(); err != nil {
+		return nil, err
+	}
+	if err := s.startGuard(); err != nil {
+		s.Stop()
+		return nil, err
+	}
+	return s, nil
+}
+
+// startGuard starts a shell that waits for our end of a pipe to close, which
+// happens however we end, and then kills the group: the engine's processes
+// outlive an API server that was killed.
+func (s *Server) startGuard() error {
+	s.guard = exec.Command("sh", "-c", fmt.Sprintf("read -r _; kill -s KILL -- -%d 2>/dev/null", s.PID()))
+	s.guard.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	in, err := s.guard.StdinPipe()
+	if err != nil {
+		return err
+	}
+	s.hold = in
+	return s.guard.Start()
 }
 
 // start runs the child from a thread that lives as long as the child does: the
@@ -233,6 +257,10 @@ func (s *Server) Stop() {
 		}
 		_ = syscall.Kill(group, syscall.SIGKILL)
 		<-s.exited
+		if s.hold != nil {
+			s.hold.Close()
+			_ = s.guard.Wait() // nothing is left to kill: its status says nothing
+		}
 	})
 }
 
