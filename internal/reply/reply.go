@@ -136,16 +136,15 @@ func (r *Reply) json(status int, body []byte) ([]byte, verdict.Verdict) {
 
 // count reads the usage of the answer or event that was just walked.
 func (r *Reply) count(text []byte) {
-	at := r.walk.found.usageAt
-	switch {
+	var u vllm.Usage
+	ok := false
+	switch at := r.walk.found.usageAt; {
 	case !at.empty():
-		// ReadUsage gets the usage alone, so that the rest is not read twice
-		text = append(append([]byte(`{"usage":`), text[at.from:at.to]...), '}')
+		u, ok = vllm.ReadUsageObject(r.op, text[at.from:at.to]) // alone, so that the rest is not read twice
 	case len(text) > 0 && text[0] == '[', bytes.Contains(text, billed):
-	default:
-		return
+		u, ok = vllm.ReadUsage(r.op, text)
 	}
-	if u, ok := vllm.ReadUsage(r.op, text); ok {
+	if ok {
 		r.usage = r.usage.Merge(u)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -41,6 +40,7 @@ type walker struct {
 
 	splices []splice
 	found   found
+	room    [4]splice // for splices: most answers have no more
 }
 
 // found is what an answer says that is not for the caller.
@@ -66,22 +66,39 @@ type span struct{ from, to int }
 
 func (s span) empty() bool { return s.to == 0 }
 
-// decoders are reused: an answer's own one would cost more than reading a short answer does.
-var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
+// reader is a decoder and what it reads from. It is reused: an answer's own one would cost more than reading a short
+// answer does.
+type reader struct {
+	decoder jsontext.Decoder
+	source  bytes.Buffer
+}
+
+var readers = sync.Pool{New: func() any { return new(reader) }}
+
+func (r *reader) begin(text []byte) {
+	r.source = *bytes.NewBuffer(text)
+	// Duplicate names need no refusal here: each of them is edited. Bytes that are not UTF-8 pass as they came.
+	r.decoder.Reset(&r.source, lenient...)
+}
+
+var lenient = []jsontext.Options{jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)}
 
 var errTrailing = errors.New("bytes after the JSON value")
 
 // walk reads the whole text: one JSON value and nothing after it.
 func (w *walker) walk(text []byte) error {
 	w.text, w.splices, w.found = text, w.splices[:0], found{}
-	// Duplicate names need no refusal here: each of them is edited. Bytes that are not UTF-8 pass as they came.
-	w.dec = decoders.Get().(*jsontext.Decoder)
+	if w.splices == nil {
+		w.splices = w.room[:0]
+	}
+	r := readers.Get().(*reader)
+	r.begin(text)
+	w.dec = &r.decoder
 	defer func() {
-		w.dec.Reset(strings.NewReader("")) // or it would keep the text
-		decoders.Put(w.dec)
+		r.begin(nil) // or it would keep the text
+		readers.Put(r)
 		w.dec = nil
 	}()
-	w.dec.Reset(bytes.NewBuffer(text), jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	var err error
 	if w.dec.PeekKind() == '{' {
 		err = w.object(top)

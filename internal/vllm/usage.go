@@ -3,6 +3,7 @@ package vllm
 import (
 	"bytes"
 	"strconv"
+	"sync"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -30,15 +31,51 @@ func ReadUsage(op *Operation, raw []byte) (Usage, bool) {
 	if op == nil {
 		return Usage{}, false
 	}
-	var f usageFields
-	d := jsontext.NewDecoder(bytes.NewBuffer(raw))
+	r := usageReaders.Get().(*usageReader)
+	defer r.giveBack()
+	d := r.begin(raw)
 	if d.PeekKind() == '[' {
 		return readEach(op, d)
 	}
+	var f usageFields
 	if !f.object(d, 0) {
 		return Usage{}, false
 	}
 	return f.usage(op.Dialect)
+}
+
+// ReadUsageObject is ReadUsage for the value of a reply's "usage" alone.
+func ReadUsageObject(op *Operation, usage []byte) (Usage, bool) {
+	if op == nil {
+		return Usage{}, false
+	}
+	r := usageReaders.Get().(*usageReader)
+	defer r.giveBack()
+	f := usageFields{seen: true}
+	if !f.members(r.begin(usage)) {
+		return Usage{}, false
+	}
+	return f.usage(op.Dialect)
+}
+
+// usageReader is a decoder and what it reads from; its stacks of names are most of what reading a usage costs.
+type usageReader struct {
+	decoder jsontext.Decoder
+	source  bytes.Buffer
+}
+
+var usageReaders = sync.Pool{New: func() any { return new(usageReader) }}
+
+func (r *usageReader) begin(raw []byte) *jsontext.Decoder {
+	r.source = *bytes.NewBuffer(raw)
+	r.decoder.Reset(&r.source)
+	return &r.decoder
+}
+
+// giveBack lets another reply be read; the decoder must not hold on to this one.
+func (r *usageReader) giveBack() {
+	r.begin(nil)
+	usageReaders.Put(r)
 }
 
 // readEach sums the usage of a list of replies.
@@ -94,13 +131,13 @@ type count struct {
 
 // members reads one JSON object at the decoder and gives each of its names to value, which reads what follows. It
 // reports whether the JSON was whole.
-func members(d *jsontext.Decoder, value func(name string) bool) bool {
+func members(d *jsontext.Decoder, value func(name []byte) bool) bool {
 	if tok, err := d.ReadToken(); err != nil || tok.Kind() != '{' {
 		return false
 	}
 	for d.PeekKind() != '}' {
-		tok, err := d.ReadToken()
-		if err != nil || !value(tok.String()) {
+		name, err := d.ReadValue()
+		if err != nil || !value(textOf(name)) {
 			return false
 		}
 	}
@@ -108,27 +145,53 @@ func members(d *jsontext.Decoder, value func(name string) bool) bool {
 	return err == nil
 }
 
+// textOf is the text of a name that the decoder has accepted.
+func textOf(literal []byte) []byte {
+	if bytes.IndexByte(literal, '\\') < 0 {
+		return literal[1 : len(literal)-1]
+	}
+	text, err := jsontext.AppendUnquote(nil, literal)
+	if err != nil {
+		return nil
+	}
+	return text
+}
+
 // object reads a reply and everything in it that can hold usage: "usage"; "response" (Responses' response.completed),
 // "message" (Anthropic's message_start) and "meta" (Cohere's billed_units). It descends into no other names.
 func (f *usageFields) object(d *jsontext.Decoder, depth int) bool {
-	return members(d, func(name string) bool {
+	return members(d, func(name []byte) bool {
 		if d.PeekKind() == '{' {
-			switch {
-			case name == "usage" && depth <= 1, name == "billed_units" && depth == 1:
-				f.seen = true
-				return members(d, func(name string) bool { return f.number(d, name) })
-			case (name == "response" || name == "message" || name == "meta") && depth == 0:
-				return f.object(d, depth+1)
+			switch string(name) {
+			case "usage":
+				if depth <= 1 {
+					f.seen = true
+					return f.members(d)
+				}
+			case "billed_units":
+				if depth == 1 {
+					f.seen = true
+					return f.members(d)
+				}
+			case "response", "message", "meta":
+				if depth == 0 {
+					return f.object(d, depth+1)
+				}
 			}
 		}
 		return d.SkipValue() == nil
 	})
 }
 
+// members reads a usage object.
+func (f *usageFields) members(d *jsontext.Decoder) bool {
+	return members(d, func(name []byte) bool { return f.number(d, name) })
+}
+
 // number reads one member of a usage object. The names of all dialects are apart, but for input_tokens, which three
 // share.
-func (f *usageFields) number(d *jsontext.Decoder, name string) bool {
-	switch name {
+func (f *usageFields) number(d *jsontext.Decoder, name []byte) bool {
+	switch string(name) {
 	case "prompt_tokens", "input_tokens":
 		return f.input.read(d)
 	case "completion_tokens", "output_tokens":
@@ -143,8 +206,8 @@ func (f *usageFields) number(d *jsontext.Decoder, name string) bool {
 		return f.secs.read(d)
 	case "prompt_tokens_details", "input_tokens_details":
 		if d.PeekKind() == '{' {
-			return members(d, func(name string) bool {
-				if name == "cached_tokens" {
+			return members(d, func(name []byte) bool {
+				if string(name) == "cached_tokens" {
 					return f.cached.read(d)
 				}
 				return d.SkipValue() == nil
