@@ -59,8 +59,9 @@ func BenchmarkReadAndRewrite(b *testing.B) {
 			b.SetBytes(int64(len(row[1])))
 			for b.Loop() {
 				d := mustRead(b, jsonRequest(table, row[1]))
-				mustRewrite(b, d, edits...)
+				up := mustRewrite(b, d, edits...)
 				_ = d.Close()
+				up.Free()
 			}
 		})
 	}

@@ -43,6 +43,9 @@ func TestMemoryIsUsedAgainOnlyAfterClose(t *testing.T) {
 					t.Errorf("%.80s, want %.80s; facts %v", b.Bytes, want, f)
 					return
 				}
+				if b.Free(); b.Bytes != nil || b.Reader != nil {
+					t.Error("a body that was given back still has its bytes")
+				}
 			}
 		})
 	}

@@ -26,31 +26,60 @@ func (d *document) rewrite(edits []policy.Edit) (Body, error) {
 	if err != nil {
 		return Body{}, err
 	}
-	changes, err := d.changes(nil, d.open, d.top, settings)
+	changes, err := d.changes(make([]Change, 0, len(settings)+len(d.cuts)+4), d.open, d.top, settings)
 	if err != nil {
 		return Body{}, err
 	}
 	changes = merge(append(changes, d.cuts...))
-	body := splice(d.body, changes)
-	return Body{ContentType: "application/json", Bytes: body, Reader: bytes.NewReader(body), Length: int64(len(body)), Changes: changes}, nil
+	lies := splice(d.body, changes)
+	body := lies.b
+	return Body{ContentType: "application/json", Bytes: body, Reader: bytes.NewReader(body), Length: int64(len(body)), Changes: changes, buffer: lies}, nil
 }
 
 // group collects the edits by member. A later edit of the same member wins.
 func group(edits []policy.Edit) ([]setting, error) {
-	var all []setting
+	all := make([]setting, 0, len(edits))
 	for _, e := range edits {
-		names := slices.Collect(jsontext.Pointer(e.Pointer).Tokens())
-		if !jsontext.Pointer(e.Pointer).IsValid() || len(names) == 0 || len(names) > 2 || !jsontext.Value(e.Value).IsValid() {
+		outer, inner, ok := names(e.Pointer)
+		if !ok || !isPlain(e.Value) && !jsontext.Value(e.Value).IsValid() {
 			return nil, fmt.Errorf("edit %q: %q must name a member of the body, or a member of that, and the value must be JSON", e.Name, e.Pointer)
 		}
-		at := place(&all, names[0])
-		if len(names) == 2 {
+		at := place(&all, outer)
+		if inner != nil {
 			at.why, at.value = e.Name, ""
-			at = place(&at.kids, names[1])
+			at = place(&at.kids, *inner)
 		}
 		at.value, at.why, at.kids = e.Value, e.Name, nil
 	}
 	return all, nil
+}
+
+// names are what a pointer to a member of the body, or to a member of that, names; inner is nil for the former.
+func names(pointer string) (outer string, inner *string, ok bool) {
+	if plain := strings.TrimPrefix(pointer, "/"); len(plain) < len(pointer) && !strings.ContainsAny(plain, "/~") {
+		return plain, nil, true // what nearly all edits are
+	}
+	all := slices.Collect(jsontext.Pointer(pointer).Tokens())
+	switch {
+	case !jsontext.Pointer(pointer).IsValid() || len(all) == 0 || len(all) > 2:
+		return "", nil, false
+	case len(all) == 2:
+		return all[0], &all[1], true
+	}
+	return all[0], nil, true
+}
+
+// isPlain reports whether a value is surely JSON: a string of ASCII without escapes. Most edits have such a one.
+func isPlain(value string) bool {
+	if len(value) < 2 || value[0] != '"' || value[len(value)-1] != '"' {
+		return false
+	}
+	for i := 1; i < len(value)-1; i++ {
+		if c := value[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return true
 }
 
 // place is the setting with a name, made when it is missing.
@@ -159,16 +188,17 @@ func merge(changes []Change) []Change {
 }
 
 // splice applies ordered changes that do not overlap.
-func splice(body []byte, changes []Change) []byte {
+func splice(body []byte, changes []Change) *buffer {
 	size := len(body)
 	for _, c := range changes {
 		size += len(c.With) - (c.To - c.From)
 	}
-	out, from := make([]byte, 0, size), 0
+	out, from := borrow(size), 0
 	for _, c := range changes {
-		out = append(out, body[from:c.From]...)
-		out = append(out, c.With...)
+		out.b = append(out.b, body[from:c.From]...)
+		out.b = append(out.b, c.With...)
 		from = c.To
 	}
-	return append(out, body[from:]...)
+	out.b = append(out.b, body[from:]...)
+	return out
 }

@@ -68,6 +68,16 @@ type Body struct {
 	Reader      io.Reader // the whole body again, from its beginning; valid until Close
 	Length      int64     // bytes
 	Changes     []Change  // what differs from the caller's bytes, in their order
+	buffer      *buffer   // what Bytes lies in, when it can be used again
+}
+
+// Free lets another request have the memory of the bytes. It is called once at most, when nothing refers to Bytes or
+// Reader any more; who never calls it leaves them to the garbage collector.
+func (b *Body) Free() {
+	if b.buffer != nil {
+		b.buffer.giveBack()
+	}
+	b.Bytes, b.Reader, b.buffer = nil, nil, nil
 }
 
 // Change is one byte range of the caller's body that does not go up as it came.
