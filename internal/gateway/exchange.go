@@ -28,6 +28,7 @@ type Exchange struct {
 	slot     Slot
 	held     *held
 	doc      *inspect.Doc
+	body     inspect.Body
 	facts    policy.Facts
 	grant    policy.Grant
 	upstream Upstream
@@ -160,8 +161,8 @@ func (x *Exchange) forward(ctx context.Context, w http.ResponseWriter) {
 		return
 	}
 	settings := x.gateway.Settings
-	body, err := x.rewrite()
-	if err != nil {
+	var err error
+	if x.body, err = x.rewrite(); err != nil {
 		x.refuse(w, verdict.Refuse(verdict.InternalError, fmt.Errorf("rewriting the body: %w", err)))
 		return
 	}
@@ -169,7 +170,7 @@ func (x *Exchange) forward(ctx context.Context, w http.ResponseWriter) {
 		Operation: x.op, Model: x.grant.Asked(), Stream: x.grant.Stream(), InjectedUsage: x.grant.UsageInjected(),
 		HideCached: !settings.ShowCached, PassErrors: settings.PassErrors,
 	})
-	x.outcome = x.upstream.Send(ctx, w, Call{Grant: x.grant, ID: x.request.ID, Body: body, MaxReply: settings.MaxReply, Reply: x.reply, Sent: x.sent})
+	x.outcome = x.upstream.Send(ctx, w, Call{Grant: x.grant, ID: x.request.ID, Body: x.body, MaxReply: settings.MaxReply, Reply: x.reply, Sent: x.sent})
 	if !x.outcome.Written {
 		x.refuse(w, x.outcome.Refusal)
 	}
@@ -179,6 +180,7 @@ func (x *Exchange) forward(ctx context.Context, w http.ResponseWriter) {
 // spooled form is still held, by its file.
 func (x *Exchange) sent() {
 	if x.doc == nil {
+		x.body.Free()
 		x.held.give()
 	}
 }
