@@ -62,7 +62,10 @@ func TestStreamsEndWithTheDrain(t *testing.T) {
 	g.Fake.Next(vllmtest.Behaviour{Kind: vllmtest.NeverAnswer})
 	unary := make(chan gatetest.Answer, 1)
 	arrived := g.Fake.Arrived()
-	go func() { unary <- g.Do(g.Chat("app")) }()
+	go func() {
+		defer close(unary)
+		unary <- g.Do(g.Chat("app"))
+	}()
 	g.Eventually("the request", func() bool { return g.Fake.Arrived() == arrived+1 })
 	g.Stopping()
 	for dialect, s := range streams {

@@ -12,6 +12,7 @@ import (
 	"time"
 	"unicode/utf16"
 
+	"github.com/vallum/vallum/internal/audit"
 	"github.com/vallum/vallum/internal/vllmtest"
 )
 
@@ -350,5 +351,28 @@ func TestABodyThatNeverComesHoldsNoConnection(t *testing.T) {
 			})
 		}
 	})
+	g.NothingHeld()
+}
+
+// A client that leaves in the middle of its body leaves a record and nothing else.
+func TestAClientThatLeavesWithinItsBody(t *testing.T) {
+	t.Parallel()
+	g := Start(t, Options{})
+	for _, framing := range []string{"Content-Length: 1000\r\n\r\n{\"model\":", "Transfer-Encoding: chunked\r\n\r\n5\r\n{\"mod\r\n"} {
+		before := len(g.Records())
+		c := g.Dial()
+		if _, err := io.WriteString(c, "POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nAuthorization: Bearer "+g.Secret("app")+"\r\n"+framing); err != nil {
+			t.Fatal(err)
+		}
+		g.Eventually("the slot", func() bool { return g.Gauge("vallum_slots") == "1" })
+		_ = c.Close()
+		g.Eventually("the record", func() bool {
+			all := g.Records()
+			return len(all) > before && all[len(all)-1].Event == audit.Refused && all[len(all)-1].Operation == "chat.create"
+		})
+	}
+	if n := g.Fake.Arrived(); n != 0 {
+		t.Errorf("%d requests arrived", n)
+	}
 	g.NothingHeld()
 }

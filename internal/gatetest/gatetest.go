@@ -320,6 +320,16 @@ func Eventually(t *testing.T, what string, done func() bool) {
 	}
 }
 
+// Gone waits until the fake has seen a client leave before its answer was whole.
+func (g *Gate) Gone() {
+	g.t.Helper()
+	select {
+	case <-g.Fake.Gone():
+	case <-time.After(10 * time.Second):
+		g.t.Fatal("the upstream was not cut within 10 s")
+	}
+}
+
 // Gauge reads one of the gateway's metrics that has no labels.
 func (g *Gate) Gauge(name string) string {
 	g.t.Helper()
