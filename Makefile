@@ -16,8 +16,8 @@ build: ## bin/vallum, stripped
 
 test: ## unit, script, seed and tree tests; needs only Go
 	@if [ -z "$(RACE)" ]; then echo "no C compiler found: the race pass is NOT RUN"; [ -z "$$CI" ]; fi
-	$(GO) test -shuffle=on ./...
-	@if [ -n "$(RACE)" ]; then $(GO) test $(RACE) -shuffle=on $(RACED); fi
+	$(GO) test -shuffle=on -timeout 5m ./...
+	@if [ -n "$(RACE)" ]; then $(GO) test $(RACE) -shuffle=on -timeout 5m $(RACED); fi
 
 # The packages in which requests run side by side; the rest is pure.
 RACED = ./internal/gateway ./internal/forward ./internal/limit ./internal/authn ./internal/audit ./internal/upstream ./internal/daemon ./internal/meter
@@ -33,7 +33,8 @@ cross: ## what runs elsewhere builds and vets: linux/arm64, macOS, Windows
 
 conformance: ## against the real vLLM, its clients and nginx; installs them into a cache outside the tree
 	$(GO) -C conformance run ./install
-	$(GO) -C conformance test -tags conformance -count=1 -timeout 50m -v ./...
+	$(GO) -C conformance test -count=1 ./...
+	$(GO) -C conformance test -tags conformance -count=1 -timeout 50m -v .
 
 bench: ## nginx, a stdlib proxy and Vallum side by side: CPU per request as a ratio
 	$(GO) -C conformance run ./bench
