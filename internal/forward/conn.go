@@ -24,18 +24,42 @@ type conn struct {
 	headSize  int64  // bytes of the head that was sent
 	used      bool   // it served a request before
 	idleSince time.Time
+	by        time.Time       // the deadline that is set
+	system    syscall.RawConn // of raw; nil when it has none
+	look      func(fd uintptr) bool
+	open      bool // what look saw
 }
 
 func newConn(rw, raw net.Conn) *conn {
 	_, secure := rw.(*tls.Conn)
-	return &conn{rw: rw, raw: raw, secure: secure, br: bufio.NewReaderSize(rw, 4<<10)}
+	c := &conn{rw: rw, raw: raw, secure: secure, br: bufio.NewReaderSize(rw, 4<<10)}
+	if sc, ok := raw.(syscall.Conn); ok {
+		if system, err := sc.SyscallConn(); err == nil {
+			c.system = system
+		}
+	}
+	c.look = func(fd uintptr) bool {
+		c.open = peek(fd)
+		return true
+	}
+	return c
 }
 
 // abort closes the connection at once and wakes whoever reads or writes it. It may be called at any time, more than once.
 func (c *conn) abort() { _ = c.raw.Close() }
 
 // deadline bounds reading and writing from now on.
-func (c *conn) deadline(by time.Time) { _ = c.raw.SetDeadline(by) } // fails only when closed, which reading tells
+func (c *conn) deadline(by time.Time) {
+	c.by = by
+	_ = c.raw.SetDeadline(by) // fails only when closed, which reading tells
+}
+
+// within is deadline, so long from now. A deadline costs a microsecond: one that is a little sooner is left alone.
+func (c *conn) within(from time.Time, long time.Duration) {
+	if by := from.Add(long); c.by.After(by) || by.Sub(c.by) > min(time.Second, long/16) {
+		c.deadline(by)
+	}
+}
 
 // reusable reports whether nothing but the answer was sent: bytes beyond it would be taken for the next answer.
 func (c *conn) reusable() bool { return c.br.Buffered() == 0 }
@@ -102,20 +126,6 @@ func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 // alive reports whether a pooled connection can be written to: not closed by the other side, and no bytes that nobody
 // asked for. It costs one system call and waits for nothing. Where it cannot be asked, the connection counts as dead.
 func (c *conn) alive() bool {
-	sc, ok := c.raw.(syscall.Conn)
-	if !ok {
-		return false
-	}
-	rc, err := sc.SyscallConn()
-	if err != nil {
-		return false
-	}
-	ok = false
-	if err := rc.Read(func(fd uintptr) bool {
-		ok = peek(fd)
-		return true
-	}); err != nil {
-		return false
-	}
-	return ok
+	c.open = false
+	return c.system != nil && c.system.Read(c.look) == nil && c.open
 }

@@ -30,7 +30,8 @@ type Call struct {
 
 // Rewriter decides what leaves of an answer. It is used by one goroutine, for one answer.
 type Rewriter interface {
-	// Whole rewrites an answer that is no stream; refused: nothing of it leaves.
+	// Whole rewrites an answer that is no stream; refused: nothing of it leaves. When what it gave was written, the
+	// body's memory is another answer's.
 	Whole(status int, contentType string, body []byte) ([]byte, verdict.Verdict)
 	// Event rewrites one server-sent event, given with its blank line; nil: it does not leave.
 	Event(event []byte) []byte
@@ -89,6 +90,7 @@ type exchange struct {
 	call   *Call
 	conn   *conn
 	unhook func() bool // stops watching ctx
+	memory *memory     // the answer's body lies in it; nil when it does not
 	clean  bool        // the answer was read to its end: the connection can serve again
 	start  time.Time
 	out    verdict.Outcome
@@ -155,7 +157,7 @@ func (x *exchange) connect(fresh bool) verdict.Verdict {
 	}
 	x.conn, x.clean = c, false
 	x.unhook = context.AfterFunc(x.ctx, c.abort)
-	c.deadline(x.start.Add(x.up.timeouts.FirstByte))
+	c.within(x.start, x.up.timeouts.FirstByte)
 	return verdict.Allow()
 }
 

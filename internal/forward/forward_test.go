@@ -484,6 +484,46 @@ func TestManyAtOnce(t *testing.T) {
 	}
 }
 
+// Answers are read into memory that is used again: none may show in another, whatever its size and framing.
+func TestAnswersDoNotMix(t *testing.T) {
+	f := listen(t, func(_ *fake, c net.Conn, br *bufio.Reader) {
+		for {
+			r, err := http.ReadRequest(br)
+			if err != nil {
+				return
+			}
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				return
+			}
+			text := answer(string(body))
+			if len(body)%2 == 1 {
+				half := len(body) / 2
+				text = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n" +
+					chunked(string(body[:half])) + chunked(string(body[half:])) + "0\r\n\r\n"
+			}
+			if _, err := io.WriteString(c, text); err != nil {
+				return
+			}
+		}
+	})
+	u := f.upstream(nil)
+	var wait sync.WaitGroup
+	for g := range 8 {
+		c := call(t, "")
+		wait.Go(func() {
+			for i := range 60 {
+				body := strings.Repeat(fmt.Sprintf("%d-%d ", g, i), 10+i*97) // to 30 KB
+				c.Body, c.Rewriter = []byte(body), &plain{}
+				if out, w := send(u, c); out.Refusal.Refused() || w.Body.String() != body {
+					t.Errorf("%d, %d: %v; %d bytes of %d: %.40q", g, i, out.Refusal.Err(), w.Body.Len(), len(body), w.Body)
+				}
+			}
+		})
+	}
+	wait.Wait()
+}
+
 func TestTargetsThatAreRefused(t *testing.T) {
 	for _, c := range []struct{ target, key, says string }{
 		{"", "", "needs a URL"},

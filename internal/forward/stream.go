@@ -45,7 +45,6 @@ type relay struct {
 	events     int64  // with data
 	firstEvent time.Time
 	last       time.Time
-	readBy     time.Time // the read deadline that is set
 	writeBy    time.Time // the write deadline that is set
 }
 
@@ -82,13 +81,8 @@ func (s *relay) fill() error {
 	if err := s.room(); err != nil {
 		return err
 	}
-	// A deadline costs a microsecond: one that is nearly the same is left alone.
 	if s.events > 0 {
-		pause := s.up.timeouts.BetweenEvents
-		if by := s.last.Add(pause); by.Sub(s.readBy) > min(time.Second, pause/16) {
-			s.readBy = by
-			s.conn.deadline(by)
-		}
+		s.conn.within(s.last, s.up.timeouts.BetweenEvents)
 	}
 	n, err := s.body.Read(s.buf[len(s.buf):cap(s.buf)])
 	s.buf = s.buf[:len(s.buf)+n]

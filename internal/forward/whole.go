@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/vallum/vallum/internal/verdict"
@@ -34,6 +35,7 @@ func (x *exchange) whole(h head) verdict.Verdict {
 		}
 	}
 	x.write(h, out)
+	x.memory.giveBack()
 	return verdict.Allow()
 }
 
@@ -62,7 +64,8 @@ func (x *exchange) failed(h head) verdict.Verdict {
 // read reads the whole body of the answer, at most so many bytes.
 func (x *exchange) read(h head, most int64) ([]byte, error) {
 	b := x.conn.body(h)
-	body, err := b.all(most, x.pause)
+	x.memory = borrow(b)
+	body, err := b.all(x.memory.room(b), most, x.pause)
 	x.out.Upstream = time.Since(x.start)
 	if len(body) > 0 {
 		x.out.FirstByte = b.first.Sub(x.start)
@@ -75,7 +78,7 @@ func (x *exchange) read(h head, most int64) ([]byte, error) {
 }
 
 // pause sets the deadline for the next bytes of an answer that has begun.
-func (x *exchange) pause() { x.conn.deadline(time.Now().Add(x.up.timeouts.BetweenEvents)) }
+func (x *exchange) pause() { x.conn.within(time.Now(), x.up.timeouts.BetweenEvents) }
 
 // write writes the whole answer to the caller. The connection is given back first: the caller may be slow.
 func (x *exchange) write(h head, body []byte) {
@@ -108,17 +111,18 @@ func (e errTooLarge) Error() string {
 	return fmt.Sprintf("the answer has more than %d bytes", int64(e))
 }
 
-// all reads to the body's end. Before each read wait is called.
-func (b *body) all(most int64, wait func()) ([]byte, error) {
+// all reads to the body's end, at first into buf, which is empty. Before each read that may have to wait, wait is called.
+func (b *body) all(buf []byte, most int64, wait func()) ([]byte, error) {
 	if b.length > most {
 		return nil, errTooLarge(most)
 	}
-	buf := make([]byte, 0, b.guess())
 	for {
 		if len(buf) == cap(buf) {
 			buf = append(buf, 0)[:len(buf)]
 		}
-		wait()
+		if b.waits() {
+			wait()
+		}
 		n, err := b.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
 		if int64(len(buf)) > most {
@@ -133,11 +137,40 @@ func (b *body) all(most int64, wait func()) ([]byte, error) {
 	}
 }
 
-// guess is how much to allocate at first: what is declared, as far as that is not much; a lie must not cost memory.
-func (b *body) guess() int64 {
-	const most = 1 << 20
-	if b.length >= 0 {
-		return min(b.length, most) + 1
+// waits reports whether reading on may have to wait for the upstream.
+func (b *body) waits() bool {
+	if b.left == 0 {
+		return b.chunked && !b.done
 	}
-	return 4 << 10
+	return b.conn.br.Buffered() == 0
+}
+
+// memory is used for one answer after the other: most are short.
+type memory struct{ b [16 << 10]byte }
+
+var memories = sync.Pool{New: func() any { return new(memory) }}
+
+// borrow gives memory for an answer that may fit; nil for a longer one.
+func borrow(b *body) *memory {
+	if b.length >= int64(len(memory{}.b)) {
+		return nil
+	}
+	return memories.Get().(*memory)
+}
+
+// room is what to read into at first: for a long answer what is declared, as far as that is not much; a lie must not
+// cost memory.
+func (m *memory) room(b *body) []byte {
+	if m != nil {
+		return m.b[:0]
+	}
+	const most = 1 << 20
+	return make([]byte, 0, min(max(b.length, 0), most)+1)
+}
+
+// giveBack lets another answer have the memory: nothing may refer to it any more.
+func (m *memory) giveBack() {
+	if m != nil {
+		memories.Put(m)
+	}
 }

@@ -131,7 +131,9 @@ func (r *Reply) json(status int, body []byte) ([]byte, verdict.Verdict) {
 	r.ended, r.final = true, true
 	r.aborted = r.walk.found.aborted || r.dialect() == vllm.Anthropic && r.walk.found.stopNull
 	r.count(body)
-	return r.walk.edited(), verdict.Allow()
+	out := r.walk.edited()
+	r.walk.text = nil // its memory is another answer's once this one was written
+	return out, verdict.Allow()
 }
 
 // count reads the usage of the answer or event that was just walked.
