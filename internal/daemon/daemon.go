@@ -220,7 +220,7 @@ func (d *Daemon) announce(servers, probes []*server, first string) {
 	for _, s := range servers {
 		urls = append(urls, s.url)
 	}
-	writeScreen(d.options.Screen, d.current.Load(), screenFacts{Clients: urls, Probes: urlsOf(probes), State: d.state, FirstKey: first, Terminal: d.options.Terminal, Keys: d.holders()})
+	writeScreen(d.options.Screen, d.current.Load(), screenFacts{Clients: urls, Probes: urlsOf(probes, "probes"), Admin: urlsOf(probes, "admin"), State: d.state, FirstKey: first, Terminal: d.options.Terminal, Keys: d.holders()})
 	for _, u := range urls {
 		fmt.Fprintf(d.options.Out, "listening on %s\n", u)
 	}
@@ -229,10 +229,13 @@ func (d *Daemon) announce(servers, probes []*server, first string) {
 	}
 }
 
-func urlsOf(servers []*server) []string {
+// urlsOf are the addresses of the listeners of one kind.
+func urlsOf(servers []*server, what string) []string {
 	var urls []string
 	for _, s := range servers {
-		urls = append(urls, s.url)
+		if s.what == what {
+			urls = append(urls, s.url)
+		}
 	}
 	return urls
 }

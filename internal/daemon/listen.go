@@ -25,6 +25,7 @@ type server struct {
 	http     *http.Server
 	tls      bool
 	url      string // where a client reaches it
+	what     string // "probes" or "admin"; "" for clients
 }
 
 // listen opens a TCP address, or a UNIX socket for unix:/path. A socket file that nobody listens on any more is

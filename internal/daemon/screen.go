@@ -20,6 +20,7 @@ type holder struct {
 // screenFacts is what the first screen says beside the snapshot.
 type screenFacts struct {
 	Clients, Probes []string
+	Admin           []string
 	State           string
 	FirstKey        string // the key itself on a terminal, otherwise the path of its file; "" when none was made
 	Terminal        bool
@@ -63,6 +64,9 @@ func writeScreen(w io.Writer, s *snapshot, f screenFacts) {
 		}
 	}
 	fmt.Fprintf(t, "  probes\t%s\t\n", orNone(strings.Join(f.Probes, ", ")))
+	if len(f.Admin) > 0 {
+		fmt.Fprintf(t, "  admin\t%s\t\n", strings.Join(f.Admin, ", "))
+	}
 	fmt.Fprintf(t, "  state\t%s\tkeys; records in audit/\n\n", f.State)
 	_ = t.Flush()
 	for _, warning := range warnings(s) {

@@ -45,14 +45,18 @@ func (d *Daemon) listen(work context.Context, conf *config.Config) (clients, oth
 		countMalformed(s.http, d.meter.Malformed)
 		clients = append(clients, s)
 	}
-	for address, handler := range map[string]http.Handler{conf.Probes: admin.Probes(d, d.meter.Handler()), conf.Admin: admin.Handler(d)} {
-		if address == "" || address == "off" {
+	for _, o := range []struct {
+		what, address string
+		handler       http.Handler
+	}{{"probes", conf.Probes, admin.Probes(d, d.meter.Handler())}, {"admin", conf.Admin, admin.Handler(d)}} {
+		if o.address == "" || o.address == "off" {
 			continue
 		}
-		s, err := add(address, handler, "")
+		s, err := add(o.address, o.handler, "")
 		if err != nil {
-			return nil, nil, errors.Join(fmt.Errorf("%w%s", err, otherPort(address, conf)), closeAll(opened))
+			return nil, nil, errors.Join(fmt.Errorf("%w%s", err, otherPort(o.address, conf)), closeAll(opened))
 		}
+		s.what = o.what
 		others = append(others, s)
 	}
 	return clients, others, nil

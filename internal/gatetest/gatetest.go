@@ -300,22 +300,22 @@ func (g *Gate) Record(id string) audit.Record {
 	return found
 }
 
-// Eventually waits for a condition for at most ten seconds.
+// Eventually waits for a condition for at most thirty seconds.
 func (g *Gate) Eventually(what string, done func() bool) {
 	g.t.Helper()
 	Eventually(g.t, what, done)
 }
 
-// Eventually waits for a condition for at most ten seconds.
+// Eventually waits for a condition for at most thirty seconds.
 func Eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	for late := time.After(10 * time.Second); !done(); {
+	for late := time.After(30 * time.Second); !done(); {
 		select {
 		case <-tick.C:
 		case <-late:
-			t.Fatalf("%s did not come within 10 s", what)
+			t.Fatalf("%s did not come within 30 s", what)
 		}
 	}
 }
@@ -325,8 +325,8 @@ func (g *Gate) Gone() {
 	g.t.Helper()
 	select {
 	case <-g.Fake.Gone():
-	case <-time.After(10 * time.Second):
-		g.t.Fatal("the upstream was not cut within 10 s")
+	case <-time.After(30 * time.Second):
+		g.t.Fatal("the upstream was not cut within 30 s")
 	}
 }
 

@@ -106,7 +106,7 @@ func begin(t *testing.T, g *Gate, c *http.Client, r Request) *http.Response {
 			t.Fatal(o.err)
 		}
 		return o.resp
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("the first event did not bring the status line")
 		return nil
 	}
@@ -155,7 +155,7 @@ func TestEachEventLeavesBeforeTheNextExists(t *testing.T) {
 	}
 }
 
-// within reads an event, for at most ten seconds.
+// within reads an event, for at most thirty seconds.
 func within(t *testing.T, body *bufio.Reader) (string, error) {
 	t.Helper()
 	type read struct {
@@ -170,8 +170,8 @@ func within(t *testing.T, body *bufio.Reader) (string, error) {
 	select {
 	case r := <-got:
 		return r.event, r.err
-	case <-time.After(10 * time.Second):
-		return "", fmt.Errorf("it did not come within 10 s")
+	case <-time.After(30 * time.Second):
+		return "", fmt.Errorf("it did not come within 30 s")
 	}
 }
 
