@@ -30,10 +30,18 @@ func newIsolate(s streams) *cobra.Command {
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(newIsolateInit(s), newIsolateKeygen(s), newIsolateSign(s), newIsolateShow(s), newIsolatePlan(s), newIsolateEnv(s))
-	c.AddCommand(newIsolateObserve(s))
+	c.AddCommand(newIsolateObserve(s), newIsolatePolicy(s), newIsolateUnit(s))
 	c.AddCommand(isolateHere(s)...)
 	return c
 }
+
+// exitInconclusive is the status of a test that saw nothing to test: neither yes nor no.
+const exitInconclusive = 3
+
+// statusError ends a command with its own exit status, without a message: the command has said it all.
+type statusError int
+
+func (e statusError) Error() string { return fmt.Sprintf("status %d", int(e)) }
 
 func newIsolateInit(s streams) *cobra.Command {
 	var dir string

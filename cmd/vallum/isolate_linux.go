@@ -25,7 +25,7 @@ func overlayHolds(state string) error { return apply.State{Dir: state}.Holds() }
 
 // isolateHere are the commands that look at or change this machine.
 func isolateHere(s streams) []*cobra.Command {
-	return []*cobra.Command{newIsolateUp(s), newIsolateConfirm(s), newIsolateDown(s), newIsolateStatus(s), newIsolateRollback(), newIsolateTunnel()}
+	return []*cobra.Command{newIsolateUp(s), newIsolateConfirm(s), newIsolateDown(s), newIsolateStatus(s), newIsolateRollback(), newIsolateTunnel(), newIsolateAudit(s), newIsolateVerify(s), newIsolateExec(s)}
 }
 
 func newIsolateUp(s streams) *cobra.Command {

@@ -14,6 +14,7 @@ import (
 // isolateLinuxOnly are the commands of isolateHere, for the systems that have none of them.
 var isolateLinuxOnly = map[string]string{
 	"up": "Applies the plan", "down": "Removes exactly what up added", "confirm": "Keeps what up applied", "status": "Says whether what was applied still holds",
+	"audit": "Judges every socket of vLLM and Ray", "verify": "Proves the overlay from outside and on the wire", "exec": "Starts vLLM on the overlay",
 }
 
 // errNeedsLinux is what the commands that look at or change the machine say elsewhere.

@@ -62,11 +62,14 @@ func run(ctx context.Context, args []string, in io.Reader, out, errw io.Writer) 
 	err := root.ExecuteContext(ctx)
 	var problems *config.Problems
 	var usage usageError
+	var status statusError
 	switch {
 	case err == nil:
 		return exitYes
 	case errors.Is(err, errNo):
 		return exitNo
+	case errors.As(err, &status):
+		return int(status)
 	case errors.As(err, &problems):
 		fmt.Fprint(errw, problems.Text())
 		return exitNo

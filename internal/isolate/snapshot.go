@@ -55,6 +55,7 @@ type Socket struct {
 	Remote    netip.AddrPort `json:"remote"`    // of a connected one
 	PID       int            `json:"pid"`       // 0 when nobody was found to hold it
 	Process   string         `json:"process"`   // the command's name
+	Of        string         `json:"of"`        // vllm or ray when the process or one that started it is; otherwise empty
 	Namespace string         `json:"namespace"` // of the network; empty for the one that was asked
 }
 

@@ -195,7 +195,12 @@ func upAgain(h *host, t *testing.T) error {
 	return nil
 }
 
-func linkDown(t *testing.T) error { return netlink.LinkSetDown(link(t, "eth0")) }
+func linkDown(t *testing.T) error { return linkDownOf(t, "eth0") }
+
+func linkDownOf(t *testing.T, name string) error {
+	t.Helper()
+	return netlink.LinkSetDown(link(t, name))
+}
 
 // takeAddress gives the caller's namespace another host's address on the same Ethernet.
 func takeAddress(t *testing.T, of *host) error {

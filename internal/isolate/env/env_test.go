@@ -107,3 +107,27 @@ func TestWhatIsNotKnownIsRefused(t *testing.T) {
 		t.Error("a format that is not known was written")
 	}
 }
+
+func TestACommandIsCompletedAndNeverContradicted(t *testing.T) {
+	s, err := For(twoNodes(t), "vallum0", Ask{Topology: "dp", Node: "b", PerNode: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, added, err := s.Complete([]string{"vllm", "serve", "m", "--data-parallel-size=2", "--data-parallel-address", "10.99.0.1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "vllm serve m --data-parallel-size=2 --data-parallel-address 10.99.0.1 --data-parallel-size-local 1 --data-parallel-rpc-port 29550 --data-parallel-start-rank 1 --headless"
+	if got := strings.Join(all, " "); got != want || len(added) != 7 {
+		t.Errorf("%s, added %q", got, added)
+	}
+	for _, bad := range [][]string{
+		{"vllm", "serve", "m", "--data-parallel-address", "192.0.2.1"},
+		{"vllm", "serve", "m", "--data-parallel-address=192.0.2.1"},
+		{"vllm", "serve", "m", "--api-server-count", "2"},
+	} {
+		if all, _, err := s.Complete(bad); err == nil {
+			t.Errorf("%q became %q", bad, all)
+		}
+	}
+}

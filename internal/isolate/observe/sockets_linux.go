@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -28,6 +29,7 @@ const (
 type owner struct {
 	pid  int
 	name string
+	of   string
 }
 
 // Sockets are the TCP and UDP sockets of every network namespace that a process is in: who looks only into his own
@@ -70,6 +72,7 @@ func processes() (owners map[uint32]owner, namespaces map[string]int, unseen int
 		return nil, nil, 0, fmt.Errorf("listing processes: %w", err)
 	}
 	owners, namespaces = map[uint32]owner{}, map[string]int{}
+	family := families(all)
 	for _, p := range all {
 		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", p.PID))
 		if err != nil {
@@ -87,12 +90,52 @@ func processes() (owners map[uint32]owner, namespaces map[string]int, unseen int
 		for _, t := range targets {
 			if inode, ok := strings.CutPrefix(t, "socket:["); ok {
 				if n, err := strconv.ParseUint(strings.TrimSuffix(inode, "]"), 10, 32); err == nil {
-					owners[uint32(n)] = owner{p.PID, name}
+					owners[uint32(n)] = owner{p.PID, name, family(p.PID)}
 				}
 			}
 		}
 	}
 	return owners, namespaces, unseen, nil
+}
+
+// families tells of a process whether it, or one that it came from, is vLLM or Ray: workers and their resource trackers
+// have names of their own.
+func families(all procfs.Procs) func(pid int) string {
+	known, parent := map[int]string{}, map[int]int{}
+	for _, p := range all {
+		if stat, err := p.Stat(); err == nil {
+			parent[p.PID] = stat.PPID
+		}
+		args, _ := p.CmdLine()
+		name, _ := p.Comm()
+		known[p.PID] = familyOf(name, args)
+	}
+	return func(pid int) string {
+		for range 64 {
+			if known[pid] != "" || pid <= 1 {
+				return known[pid]
+			}
+			pid = parent[pid]
+		}
+		return ""
+	}
+}
+
+// familyOf judges by the names that vLLM gives its processes (vllm/utils/system_utils.py set_process_title) and by what
+// was started.
+func familyOf(name string, args []string) string {
+	if strings.HasPrefix(name, "VLLM::") || name == "vllm" {
+		return "vllm"
+	}
+	if name == "raylet" || name == "gcs_server" || strings.HasPrefix(name, "ray::") {
+		return "ray"
+	}
+	for _, a := range args[:min(len(args), 4)] {
+		if filepath.Base(a) == "vllm" || strings.HasPrefix(a, "vllm.entrypoints.") {
+			return "vllm"
+		}
+	}
+	return ""
 }
 
 func socketsOf(pid int, owners map[uint32]owner) ([]isolate.Socket, error) {
@@ -134,7 +177,7 @@ func socket(protocol string, s *netlink.Socket, listening bool, owners map[uint3
 		k.Remote = addrPort(s.ID.Destination, s.ID.DestinationPort, s.Family)
 	}
 	o := owners[s.INode]
-	k.PID, k.Process = o.pid, o.name
+	k.PID, k.Process, k.Of = o.pid, o.name, o.of
 	return k
 }
 

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// isolateLab is an operator's folder and the folders of his nodes.
+type isolateLab struct {
+	t       *testing.T
+	dir     string
+	public  string
+	nodeKey map[string]string
+}
+
+func (l *isolateLab) vallum(want int, args ...string) (out, errs string) {
+	l.t.Helper()
+	var o, e bytes.Buffer
+	if code := run(context.Background(), append([]string{"isolate"}, args...), strings.NewReader(""), &o, &e); code != want {
+		l.t.Fatalf("isolate %q: exit %d, want %d\n%s%s", args, code, want, o.String(), e.String())
+	}
+	return o.String(), e.String()
+}
+
+func (l *isolateLab) path(parts ...string) string {
+	return filepath.Join(append([]string{l.dir}, parts...)...)
+}
+
+func (l *isolateLab) write(name, text string) {
+	l.t.Helper()
+	if err := os.WriteFile(l.path(name), []byte(text), 0o600); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+// fleetYAML is the lab's fleet with two nodes.
+func (l *isolateLab) fleetYAML(serial int) string {
+	text := fmt.Sprintf("format: 1\nfleet: lab\nserial: %d\nexpires: %s\noverlay: [10.99.0.0/24]\nnodes:\n", serial, time.Now().UTC().AddDate(0, 1, 0).Format(time.RFC3339))
+	for i, name := range []string{"a", "b"} {
+		text += fmt.Sprintf("  - {name: %s, public_key: %q, endpoint: \"192.0.2.%d:51820\", addresses: [10.99.0.%d], roles: [vllm]}\n", name, l.nodeKey[name], i+1, i+1)
+	}
+	return text
+}
+
+func newIsolateLab(t *testing.T) *isolateLab {
+	l := &isolateLab{t: t, dir: t.TempDir(), nodeKey: map[string]string{}}
+	out, _ := l.vallum(0, "init", "lab", "--dir", l.dir)
+	l.public = strings.TrimSpace(out)
+	for _, name := range []string{"a", "b"} {
+		out, _ := l.vallum(0, "keygen", "--state", l.path(name))
+		l.nodeKey[name] = strings.TrimSpace(out)
+	}
+	l.write("fleet.yaml", l.fleetYAML(1))
+	l.vallum(0, "sign", "--dir", l.dir)
+	l.write("vallum.yaml", fmt.Sprintf("version: 1\nisolate: {fleet_key: %q}\n", l.public))
+	l.write("snapshot.json", `{"tun": true, "devices": [{"name": "eth0", "up": true, "mtu": 1500, "addresses": ["192.0.2.1/24"]}],
+ "routes": [{"to": "192.0.2.0/24", "device": "eth0", "type": "unicast"}],
+ "sockets": [{"protocol": "tcp", "listening": true, "local": "0.0.0.0:9100", "pid": 9, "process": "node_exporter"}]}`)
+	return l
+}
+
+func (l *isolateLab) node(command string, more ...string) []string {
+	return append([]string{command, "--state", l.path("a"), "--config", l.path("vallum.yaml"), "--manifest", l.path("manifest.signed")}, more...)
+}
+
+func TestAFleetFromItsKeyToAPlan(t *testing.T) {
+	l := newIsolateLab(t)
+	out, _ := l.vallum(0, "show", l.path("manifest.signed"), "--key", l.path("fleet.pub"))
+	if !strings.Contains(out, "fleet lab, serial 1") || !strings.Contains(out, l.nodeKey["b"]) {
+		t.Errorf("show: %s", out)
+	}
+	out, _ = l.vallum(0, l.node("plan", "--snapshot", l.path("snapshot.json"))...)
+	for _, want := range []string{"node a of fleet lab, manifest serial 1", "MTU 1420", "prohibit 10.99.0.0/24 metric 4278", "node_exporter (9) listens on tcp 0.0.0.0:9100", "::ffff:10.99.0.2 b.lab.internal"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("plan lacks %q:\n%s", want, out)
+		}
+	}
+	out, _ = l.vallum(0, l.node("env", "--topology", "tp", "--node", "b", "--format", "systemd")...)
+	if !strings.Contains(out, `Environment="VLLM_HOST_IP=10.99.0.2"`) || !strings.Contains(out, "--node-rank 1 --master-addr 10.99.0.1") {
+		t.Errorf("env: %s", out)
+	}
+	for _, name := range []string{"fleet.key", "a/node.key"} {
+		if info, err := os.Stat(l.path(name)); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v", name, info, err)
+		}
+		secret, err := os.ReadFile(l.path(name))
+		if err != nil || strings.Contains(out, strings.TrimSpace(string(secret))) {
+			t.Errorf("%s is printed, or unreadable: %v", name, err)
+		}
+	}
+	if again, _ := l.vallum(0, "keygen", "--state", l.path("a")); strings.TrimSpace(again) != l.nodeKey["a"] {
+		t.Error("keygen made another key in the place of the one that was there")
+	}
+}
+
+func TestIsolateRefusesWhatWasNotSignedOrIsOld(t *testing.T) {
+	l := newIsolateLab(t)
+	if _, errs := l.vallum(1, "sign", "--dir", l.dir); !strings.Contains(errs, "serial 1 was signed already; write serial: 2") {
+		t.Errorf("signing twice: %s", errs)
+	}
+	if _, errs := l.vallum(1, "init", "lab", "--dir", l.dir); !strings.Contains(errs, "never overwritten") {
+		t.Errorf("init twice: %s", errs)
+	}
+	l.write("a/seen.json", `{"fleet": "lab", "serial": 2, "digest": "x"}`)
+	if _, errs := l.vallum(1, l.node("plan", "--snapshot", l.path("snapshot.json"))...); !strings.Contains(errs, "an older manifest than this node has seen: serial 1, seen 2") {
+		t.Errorf("an older manifest: %s", errs)
+	}
+	other := newIsolateLab(t)
+	l.write("vallum.yaml", fmt.Sprintf("isolate: {fleet_key: %q}\n", other.public))
+	if _, errs := l.vallum(1, l.node("plan", "--snapshot", l.path("snapshot.json"))...); !strings.Contains(errs, "not signed by the pinned fleet key") {
+		t.Errorf("another fleet's key: %s", errs)
+	}
+	l.write("vallum.yaml", "isolate: {fleet_key: k, alow: []}\n")
+	if _, errs := l.vallum(1, l.node("plan")...); !strings.Contains(errs, "there is no such key") {
+		t.Errorf("a misspelt key: %s", errs)
+	}
+	if _, errs := l.vallum(2, "policy", "openshift"); !strings.Contains(errs, "known is kubernetes") {
+		t.Errorf("policy: %s", errs)
+	}
+}
+
+func TestKubernetesPolicyNamesItsLimits(t *testing.T) {
+	l := &isolateLab{t: t}
+	out, _ := l.vallum(0, "policy", "kubernetes", "--app", "engine")
+	for _, want := range []string{"hostNetwork: true are not covered", "podSelector: {matchLabels: {app: engine}}", "port: 8000"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("lacks %q:\n%s", want, out)
+		}
+	}
+	l.vallum(2, "policy", "kubernetes", "--app", "a}, {b")
+}

@@ -1,0 +1,177 @@
+package apply_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// listenEnv makes this test program listen instead: under another name it stands for a process of vLLM.
+const listenEnv = "VALLUM_TEST_LISTEN"
+
+// pose is what a copy of this program does that stands for a process of vLLM: listen, say so, wait.
+func pose(addresses string) {
+	for a := range strings.SplitSeq(addresses, ",") {
+		if _, err := net.Listen("tcp", a); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+	}
+	fmt.Println("listening")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+}
+
+// vllm starts a process with a name of vLLM's that listens on the addresses.
+func (h *host) vllm(t *testing.T, name string, addresses ...string) {
+	t.Helper()
+	self, err := os.Executable()
+	must(t, err)
+	b, err := os.ReadFile(self)
+	must(t, err)
+	file := h.file(name)
+	must(t, os.WriteFile(file, b, 0o700))
+	c := exec.Command(file)
+	c.Env = append(os.Environ(), listenEnv+"="+strings.Join(addresses, ","))
+	in, err := c.StdinPipe()
+	must(t, err)
+	out, err := c.StdoutPipe()
+	must(t, err)
+	h.do(func() { must(t, c.Start()) })
+	t.Cleanup(func() { _ = in.Close(); _ = c.Wait() })
+	said := make([]byte, 9)
+	if _, err := io.ReadFull(out, said); err != nil || string(said) != "listening" {
+		t.Fatalf("%s: %q %v", name, said, err)
+	}
+}
+
+func lineWith(text, word string) string {
+	for l := range strings.Lines(text) {
+		if strings.Contains(l, word) {
+			return l
+		}
+	}
+	return ""
+}
+
+func TestAuditNamesWhatIsOutsideAndTheMissingVariable(t *testing.T) {
+	l := newLab(t, "a", "b")
+	a := l.hosts["a"]
+	l.sign(nil, "a", "b")
+	a.vllm(t, "vllm", "0.0.0.0:14579", "127.0.0.1:7001")
+	out, _, code := a.run("audit")
+	if got := lineWith(out, ":14579 "); code != 1 || !strings.Contains(got, "outside") || !strings.Contains(got, "KV transfer") || !strings.Contains(got, "no overlay is applied") {
+		t.Errorf("without an overlay: exit %d: %s", code, got)
+	}
+	a.up(t)
+	out, _, code = a.run("audit")
+	if got := lineWith(out, ":14579 "); code != 0 || !strings.Contains(got, "wildcard, guarded by rule refused") {
+		t.Errorf("with it: exit %d: %s\n%s", code, got, out)
+	}
+	a.vllm(t, "VLLM::EngineCore", a.over.String()+":7002", a.under.String()+":7003")
+	out, said, code := a.run("audit")
+	if got := lineWith(out, a.over.String()+":7002"); !strings.Contains(got, "inside") {
+		t.Errorf("on the overlay: %s", got)
+	}
+	if got := lineWith(out, a.under.String()+":7003"); code != 1 || !strings.Contains(got, "outside") || !strings.Contains(said, "set VLLM_HOST_IP=10.99.0.1") {
+		t.Errorf("on the underlay: exit %d: %s\n%s", code, got, said)
+	}
+}
+
+func TestVerifyProvesInsideOutsideAndTheWire(t *testing.T) {
+	l := newLab(t, "a", "b", "x")
+	a, b, x := l.hosts["a"], l.hosts["b"], l.hosts["x"]
+	a.echo(t, 8000)
+	l.sign(nil, "a", "b")
+	if out, _, code := x.run("verify", "--as-outsider", a.under.String()); code != 1 || !strings.Contains(out, "port 8000 is open (HTTP API)") {
+		t.Errorf("an outsider before up: exit %d\n%s", code, out)
+	}
+	a.up(t)
+	b.up(t)
+	x.routeBy(t, a.over, true)
+	if out, _, code := x.run("verify", "--as-outsider", a.under.String(), a.over.String()); code != 0 {
+		t.Errorf("an outsider after up: exit %d\n%s", code, out)
+	}
+	verify := func(args ...string) (string, int) {
+		out, said, code := a.run(append([]string{"verify", "--config", a.file("vallum.yaml")}, args...)...)
+		return out + said, code
+	}
+	if out, code := verify(); code != 0 || !strings.Contains(out, "b answers inside the overlay at 10.99.0.2") || !strings.Contains(out, "b is silent outside") {
+		t.Errorf("exit %d\n%s", code, out)
+	}
+	// Three different answers: the tunnel carries something, something goes past it, nothing was seen.
+	stop := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				b.reaches(a.over, 8000, open)
+			}
+		}
+	}()
+	if out, code := verify("--wire", "1s"); code != 0 || !strings.Contains(out, "wire: clean") {
+		t.Errorf("traffic in the tunnel: exit %d\n%s", code, out)
+	}
+	close(stop)
+	clear := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-clear:
+				return
+			case <-time.After(20 * time.Millisecond):
+				b.do(func() {
+					c, err := net.Dial("udp", netip.AddrPortFrom(a.under, 5557).String())
+					if err == nil {
+						_, _ = c.Write([]byte("xx marked prompt"))
+						_ = c.Close()
+					}
+				})
+			}
+		}
+	}()
+	out, code := verify("--wire", "1s", "--text", "marked prompt")
+	close(clear)
+	<-done
+	if code != 1 || !strings.Contains(out, "with the marked prompt") || !strings.Contains(out, "KV events") {
+		t.Errorf("traffic past the tunnel: exit %d\n%s", code, out)
+	}
+	if out, code := verify("--wire", "100ms"); code != 3 || !strings.Contains(out, "inconclusive") {
+		t.Errorf("nothing to see: exit %d\n%s", code, out)
+	}
+	b.must(t, "down")
+	if out, code := verify(); code != 1 || !strings.Contains(out, "b does not answer inside the overlay") || !strings.Contains(out, "b answers outside the overlay") {
+		t.Errorf("a peer that is down: exit %d\n%s", code, out)
+	}
+}
+
+func TestExecStartsNothingWithoutTheOverlay(t *testing.T) {
+	l := newLab(t, "a", "b")
+	a := l.hosts["a"]
+	l.sign(nil, "a", "b")
+	command := []string{"exec", "--topology", "dp", "--", "sh", "-c", `echo "$VLLM_HOST_IP $GLOO_SOCKET_IFNAME $*"`, "vllm"}
+	if out, said, code := a.run(command...); code != 1 || out != "" || !strings.Contains(said, "vLLM is not started") {
+		t.Errorf("without an overlay: exit %d %q %q", code, out, said)
+	}
+	if _, said, code := a.run("env", "--topology", "dp"); code != 1 || !strings.Contains(said, "no overlay is applied") {
+		t.Errorf("env without an overlay: exit %d %s", code, said)
+	}
+	a.up(t)
+	out, said, code := a.run(command...)
+	if want := "10.99.0.1 " + a.device + " --data-parallel-size 2"; code != 0 || !strings.HasPrefix(out, want) {
+		t.Errorf("exit %d: %q, want %q…\n%s", code, out, want, said)
+	}
+	a.do(func() { must(t, linkDownOf(t, a.device)) })
+	if _, said, code := a.run(command...); code != 1 || !strings.Contains(said, "is down") {
+		t.Errorf("with a device that is down: exit %d %s", code, said)
+	}
+}

@@ -1,0 +1,202 @@
+// Package audit judges the sockets of vLLM, Ray and their children: which channel, inside the overlay or not, and what
+// guards it. It refuses to call a machine clean on which nothing of vLLM was seen, or that has RDMA devices.
+package audit
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vallum/vallum/internal/isolate"
+)
+
+// Verdict of a finding or of a whole audit. The zero value is no verdict, and not a good one.
+type Verdict string
+
+// Verdicts.
+const (
+	Inside       Verdict = "inside"       // on the overlay or on loopback
+	Guarded      Verdict = "guarded"      // on every address, and only the rules keep strangers from it
+	Outside      Verdict = "outside"      // on the underlay, or open to it
+	Inconclusive Verdict = "inconclusive" // nothing to judge was seen
+)
+
+// Input is what an audit judges.
+type Input struct {
+	Snapshot *isolate.Snapshot
+	Plan     *isolate.Plan     // what is applied; nil: nothing is
+	Rules    error             // why the rules are not those of the plan; nil: they were read back equal
+	Counters map[string]uint64 // of the rules, as in "input refused"
+}
+
+// Finding is one socket.
+type Finding struct {
+	Verdict Verdict        `json:"verdict"`
+	Socket  isolate.Socket `json:"socket"`
+	Channel string         `json:"channel"`
+	Why     string         `json:"why"`
+}
+
+// Report is an audit's answer.
+type Report struct {
+	Verdict      Verdict   `json:"verdict"`
+	Findings     []Finding `json:"findings"`
+	Hints        []string  `json:"hints"`         // what is probably set wrongly
+	NotProtected []string  `json:"not_protected"` // devices that no tunnel or rule sees
+	NotTested    []string  `json:"not_tested"`    // what this program's authors could not run
+}
+
+// OK reports whether nothing is outside.
+func (r Report) OK() bool { return r.Verdict == Inside || r.Verdict == Guarded }
+
+// NotTested is what nobody has run with this program, in every report: silence would read as proof.
+var NotTested = []string{"the kernel's WireGuard (wireguard-go was)", "NCCL on GPUs (gloo on CPUs was)", "RDMA, RoCE, InfiniBand, NVLink: they pass every rule and every tunnel", "Ray, NIXL, Mooncake and other connectors"}
+
+// Judge judges.
+func Judge(in Input) Report {
+	r := Report{Verdict: Inconclusive, NotTested: NotTested}
+	for _, d := range in.Snapshot.RDMA {
+		r.NotProtected = append(r.NotProtected, "RDMA device "+d+": NCCL_IB_DISABLE=1 and UCX_TLS=tcp,sm,self keep vLLM off it; partitions isolate without encrypting; IPsec or MACsec in the adapter encrypts")
+	}
+	for _, k := range in.Snapshot.Sockets {
+		if k.Of == "" || k.Protocol == "udp" && !k.Listening {
+			continue
+		}
+		f := in.judge(k)
+		r.Findings = append(r.Findings, f)
+		r.Verdict = worse(r.Verdict, f.Verdict)
+		if f.Verdict == Outside {
+			r.Hints = append(r.Hints, in.hint(k)...)
+		}
+	}
+	if len(r.NotProtected) > 0 {
+		r.Verdict = Outside
+	}
+	slices.SortStableFunc(r.Findings, func(a, b Finding) int {
+		return cmp.Or(rank(b.Verdict)-rank(a.Verdict), cmp.Compare(a.Channel, b.Channel), a.Socket.Local.Compare(b.Socket.Local))
+	})
+	slices.Sort(r.Hints)
+	r.Hints = slices.Compact(r.Hints)
+	return r
+}
+
+func rank(v Verdict) int { return slices.Index([]Verdict{Inconclusive, Inside, Guarded, Outside}, v) }
+
+func worse(a, b Verdict) Verdict {
+	if rank(a) > rank(b) {
+		return a
+	}
+	return b
+}
+
+func (in Input) judge(k isolate.Socket) Finding {
+	f := Finding{Socket: k, Channel: Channel(k, in.apiPort())}
+	if k.Listening {
+		f.Verdict, f.Why = in.listener(k)
+		return f
+	}
+	f.Verdict, f.Why = in.connection(k)
+	return f
+}
+
+func (in Input) listener(k isolate.Socket) (Verdict, string) {
+	a := k.Local.Addr().Unmap()
+	open, by := in.open(k)
+	switch {
+	case a.IsLoopback():
+		return Inside, "loopback"
+	case in.Plan == nil:
+		return Outside, "no overlay is applied: whoever reaches this machine reaches it"
+	case in.Rules != nil:
+		return Outside, "the rules are not loaded as planned, so that nothing guards it"
+	case open:
+		return Outside, "open to the underlay by rule " + by
+	case k.Namespace != "":
+		return Guarded, "in another network namespace, guarded by rule " + isolate.RuleForwarded
+	case in.overlay(a):
+		return Inside, "on the overlay"
+	case a.IsUnspecified():
+		return Guarded, "wildcard, guarded by rule " + isolate.RuleRefused
+	}
+	return Outside, "on the underlay's address: the rules keep strangers from it, and the other nodes too"
+}
+
+func (in Input) connection(k isolate.Socket) (Verdict, string) {
+	from, to := k.Local.Addr().Unmap(), k.Remote.Addr().Unmap()
+	switch {
+	case to.IsLoopback() || from == to:
+		return Inside, "loopback"
+	case in.overlay(from) && in.overlay(to) && in.Rules == nil:
+		return Inside, "on the overlay"
+	case in.overlay(from) && in.overlay(to):
+		return Outside, "between overlay addresses, and the rules that keep it there are not loaded"
+	case in.member(to):
+		return Outside, "in clear between members of the fleet"
+	case in.inbound(k):
+		return Outside, "from outside the overlay"
+	}
+	return Inside, "opened by this machine to somebody who is no member (a model hub, traces): not vLLM's own traffic between nodes"
+}
+
+// open tells by which allow rule the underlay reaches a listener.
+func (in Input) open(k isolate.Socket) (bool, string) {
+	if in.Plan == nil {
+		return false, ""
+	}
+	for _, c := range in.Plan.Rules.Chains {
+		for _, r := range c.Rules {
+			if c.Hook == "input" && r.Accept && strings.HasPrefix(r.Name, "allow-") && r.Protocol == k.Protocol && r.Port == k.Local.Port() {
+				return true, r.Name
+			}
+		}
+	}
+	return false, ""
+}
+
+// inbound reports whether somebody else opened the connection: a listener has its port.
+func (in Input) inbound(k isolate.Socket) bool {
+	return slices.ContainsFunc(in.Snapshot.Sockets, func(l isolate.Socket) bool {
+		return l.Listening && l.Protocol == k.Protocol && l.Namespace == k.Namespace && l.Local.Port() == k.Local.Port()
+	})
+}
+
+func (in Input) overlay(a netip.Addr) bool {
+	if in.Plan == nil {
+		return false
+	}
+	return slices.ContainsFunc(in.Plan.Routes, func(r isolate.Route) bool { return r.Type == "prohibit" && r.To.Contains(a) })
+}
+
+func (in Input) member(a netip.Addr) bool {
+	return in.Plan != nil && slices.ContainsFunc(in.Plan.Peers, func(p isolate.Peer) bool { return p.Endpoint.Addr() == a })
+}
+
+func (in Input) apiPort() uint16 {
+	if in.Plan == nil {
+		return 8000
+	}
+	return in.Plan.APIPort
+}
+
+// hint names the setting that is missing. With one of them missing vLLM hangs at its start without a word; what tells
+// is who listens on the underlay, and that the rules count refusals.
+func (in Input) hint(k isolate.Socket) []string {
+	if !k.Listening || in.Plan == nil || k.Local.Addr().IsUnspecified() || len(in.Plan.Addresses) == 0 {
+		return nil
+	}
+	set := ""
+	switch {
+	case strings.HasPrefix(k.Process, "VLLM::EngineCor"):
+		set = "VLLM_HOST_IP=" + in.Plan.Addresses[0].String()
+	case strings.HasPrefix(k.Process, "VLLM::Worker"):
+		set = "GLOO_SOCKET_IFNAME=" + in.Plan.Device
+	case strings.HasPrefix(k.Process, "VLLM::DPCoordin"), strings.HasPrefix(k.Process, "VLLM::APIServer"):
+		set = "--data-parallel-address with the first node's overlay address"
+	default:
+		return nil
+	}
+	refused := in.Counters["input "+isolate.RuleRefused]
+	return []string{fmt.Sprintf("%s listens on the underlay: set %s (vallum isolate env prints all of it); the rules have refused %d packets", k.Process, set, refused)}
+}

@@ -1,0 +1,83 @@
+package audit
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vallum/vallum/internal/isolate"
+)
+
+func plan() *isolate.Plan {
+	return &isolate.Plan{
+		Device: "vallum0", APIPort: 8000, Addresses: []netip.Addr{netip.MustParseAddr("10.99.0.1")},
+		Routes: []isolate.Route{{To: netip.MustParsePrefix("10.99.0.0/24"), Type: "prohibit"}},
+		Peers:  []isolate.Peer{{Name: "b", Endpoint: netip.MustParseAddrPort("192.0.2.2:51820")}},
+		Rules:  isolate.Ruleset{Chains: []isolate.Chain{{Hook: "input", Drop: true, Rules: []isolate.Rule{{Name: "allow-metrics", Protocol: "tcp", Port: 9000, Accept: true}}}}},
+	}
+}
+
+func listen(process, at string) isolate.Socket {
+	return isolate.Socket{Protocol: "tcp", Listening: true, Local: netip.MustParseAddrPort(at), PID: 7, Process: process, Of: "vllm"}
+}
+
+func connect(process, from, to string) isolate.Socket {
+	return isolate.Socket{Protocol: "tcp", Local: netip.MustParseAddrPort(from), Remote: netip.MustParseAddrPort(to), PID: 7, Process: process, Of: "vllm"}
+}
+
+// The rows are sockets that were seen on the real vLLM over two nodes.
+func TestSocketsAreJudged(t *testing.T) {
+	for _, row := range []struct {
+		k                      isolate.Socket
+		want                   Verdict
+		channel, why, withHint string
+	}{
+		{listen("vllm", "0.0.0.0:8000"), Guarded, "HTTP API", "wildcard, guarded by rule refused", ""},
+		{listen("VLLM::Worker_TP", "[::]:29501"), Guarded, "TCPStore of torch", "wildcard", ""},
+		{listen("VLLM::EngineCor", "0.0.0.0:5558"), Guarded, "KV events", "wildcard", ""},
+		{listen("VLLM::EngineCor", "10.99.0.1:41000"), Inside, "message queue", "on the overlay", ""},
+		{listen("VLLM::EngineCor", "192.0.2.1:41000"), Outside, "message queue", "underlay's address", "VLLM_HOST_IP=10.99.0.1"},
+		{listen("VLLM::Worker_TP", "192.0.2.1:41001"), Outside, "gloo", "underlay's address", "GLOO_SOCKET_IFNAME=vallum0"},
+		{listen("VLLM::DPCoordin", "127.0.0.1:41002"), Inside, "coordinator", "loopback", ""},
+		{listen("vllm", "0.0.0.0:9000"), Outside, "engine", "open to the underlay by rule allow-metrics", ""},
+		{connect("VLLM::Worker_TP", "10.99.0.1:41001", "10.99.0.2:39000"), Inside, "gloo", "on the overlay", ""},
+		{connect("VLLM::Worker_TP", "192.0.2.1:41001", "192.0.2.2:39000"), Outside, "gloo", "in clear between members", ""},
+		{connect("vllm", "192.0.2.1:50000", "203.0.113.9:443"), Inside, "engine", "no member", ""},
+		{isolate.Socket{Protocol: "tcp", Listening: true, Local: netip.MustParseAddrPort("0.0.0.0:8000"), Of: "vllm", Namespace: "net:[2]"}, Guarded, "HTTP API", "not-forwarded", ""},
+	} {
+		r := Judge(Input{Snapshot: &isolate.Snapshot{Sockets: []isolate.Socket{row.k}}, Plan: plan(), Counters: map[string]uint64{"input refused": 9}})
+		f := r.Findings[0]
+		if f.Verdict != row.want || r.Verdict != row.want || !strings.Contains(f.Channel, row.channel) || !strings.Contains(f.Why, row.why) {
+			t.Errorf("%s on %s: %+v", row.k.Process, row.k.Local, f)
+		}
+		if r.OK() == (row.want == Outside) {
+			t.Errorf("%s on %s: OK is %v", row.k.Process, row.k.Local, r.OK())
+		}
+		if hints := strings.Join(r.Hints, "\n"); !strings.Contains(hints, row.withHint) || (row.withHint == "") != (hints == "") {
+			t.Errorf("%s on %s: hints %q", row.k.Process, row.k.Local, hints)
+		}
+	}
+}
+
+func TestNothingIsGreenWithoutReason(t *testing.T) {
+	k := []isolate.Socket{listen("VLLM::EngineCor", "10.99.0.1:41000")}
+	for name, in := range map[string]Input{
+		"nothing seen":         {Snapshot: &isolate.Snapshot{}, Plan: plan()},
+		"only others' sockets": {Snapshot: &isolate.Snapshot{Sockets: []isolate.Socket{{Protocol: "tcp", Listening: true, Process: "sshd"}}}, Plan: plan()},
+		"no overlay":           {Snapshot: &isolate.Snapshot{Sockets: k}},
+		"rules not loaded":     {Snapshot: &isolate.Snapshot{Sockets: k}, Plan: plan(), Rules: errors.New("missing")},
+		"RDMA":                 {Snapshot: &isolate.Snapshot{Sockets: k, RDMA: []string{"mlx5_0"}}, Plan: plan()},
+	} {
+		if r := Judge(in); r.OK() || len(r.NotTested) == 0 {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+	if (Report{}).OK() {
+		t.Error("the zero report is green")
+	}
+	if !slices.Contains(Ports(), 29501) {
+		t.Error("the store's port is missing")
+	}
+}

@@ -1,0 +1,184 @@
+// Package wire looks at packets on the underlay: what belongs to the tunnel, what is in clear, and whether a marked
+// prompt is in it. It refuses to call a wire clean on which it saw nothing.
+package wire
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vallum/vallum/internal/isolate"
+)
+
+// Verdict is what a watch found. The zero value is no verdict, and not a good one.
+type Verdict string
+
+// Verdicts.
+const (
+	Clean        Verdict = "clean"        // the tunnel's packets and no others
+	InClear      Verdict = "in clear"     // at least one packet outside the tunnel
+	Inconclusive Verdict = "inconclusive" // no packet of the tunnel: nothing was tested
+)
+
+// Flow is packets in clear between two ends.
+type Flow struct {
+	Protocol string         `json:"protocol"`
+	From     netip.AddrPort `json:"from"`
+	To       netip.AddrPort `json:"to"`
+	Packets  int            `json:"packets"`
+	Marked   bool           `json:"marked"` // the marked prompt was in it
+}
+
+// Report is the result of a watch.
+type Report struct {
+	Verdict Verdict `json:"verdict"`
+	Tunnel  int     `json:"tunnel"` // packets
+	Flows   []Flow  `json:"flows"`
+}
+
+// Watcher judges packets. It is not safe for use by several goroutines.
+type Watcher struct {
+	overlay   []netip.Prefix
+	endpoints map[netip.AddrPort]bool
+	members   map[netip.Addr]bool
+	allowed   map[uint16]bool // ports of the allow list: clear by the operator's will
+	needles   [][]byte
+	tails     map[Flow][]byte
+	flows     map[Flow]*Flow
+	tunnel    int
+}
+
+// NewWatcher watches for what the plan keeps off the underlay, and for the needles.
+func NewWatcher(p *isolate.Plan, own netip.AddrPort, needles [][]byte) *Watcher {
+	w := &Watcher{
+		endpoints: map[netip.AddrPort]bool{own: true}, members: map[netip.Addr]bool{own.Addr(): true}, allowed: map[uint16]bool{},
+		needles: needles, tails: map[Flow][]byte{}, flows: map[Flow]*Flow{},
+	}
+	for _, r := range p.Routes {
+		if r.Type == "prohibit" {
+			w.overlay = append(w.overlay, r.To)
+		}
+	}
+	for _, peer := range p.Peers {
+		w.endpoints[peer.Endpoint], w.members[peer.Endpoint.Addr()] = true, true
+	}
+	for _, c := range p.Rules.Chains {
+		for _, r := range c.Rules {
+			if strings.HasPrefix(r.Name, "allow-") {
+				w.allowed[r.Port] = true
+			}
+		}
+	}
+	return w
+}
+
+// Needles are the ways in which token ids cross a wire: msgpack and pickle element by element, and arrays of 32 and 64
+// bits. vLLM never sends a prompt's text between nodes, so that who looks for text alone finds nothing and is wrong.
+func Needles(tokens []uint32, text string) ([][]byte, error) {
+	var all [][]byte
+	if text != "" {
+		all = append(all, []byte(text))
+	}
+	if len(tokens) == 0 {
+		return all, nil
+	}
+	if len(tokens) < 3 {
+		return nil, fmt.Errorf("%d token id(s) would be found by chance; give three or more that stand side by side", len(tokens))
+	}
+	var msgpack, pickle, narrow, wide []byte
+	for _, t := range tokens {
+		narrow = binary.LittleEndian.AppendUint32(narrow, t)
+		wide = binary.LittleEndian.AppendUint64(wide, uint64(t))
+		switch {
+		case t < 1<<7:
+			msgpack = append(msgpack, byte(t))
+			pickle = append(pickle, 'K', byte(t))
+		case t < 1<<8:
+			msgpack = append(msgpack, 0xcc, byte(t))
+			pickle = append(pickle, 'K', byte(t))
+		case t < 1<<16:
+			msgpack = binary.BigEndian.AppendUint16(append(msgpack, 0xcd), uint16(t))
+			pickle = binary.LittleEndian.AppendUint16(append(pickle, 'M'), uint16(t))
+		default:
+			msgpack = binary.BigEndian.AppendUint32(append(msgpack, 0xce), t)
+			pickle = binary.LittleEndian.AppendUint32(append(pickle, 'J'), t)
+		}
+	}
+	return append(all, msgpack, pickle, narrow, wide), nil
+}
+
+// See judges a packet that begins with its IP header. Others are not looked at.
+func (w *Watcher) See(packet []byte) {
+	k, protocol, payload, ok := parse(packet)
+	if !ok || k.From.Addr() == k.To.Addr() {
+		return
+	}
+	if protocol == udp && w.endpoints[k.From] && w.endpoints[k.To] {
+		w.tunnel++
+		return
+	}
+	marked := w.marked(k, payload)
+	inside := func(a netip.Addr) bool {
+		return slices.ContainsFunc(w.overlay, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	overlay := inside(k.From.Addr()) || inside(k.To.Addr())
+	between := w.members[k.From.Addr()] && w.members[k.To.Addr()]
+	if !marked && !overlay && (!between || w.harmless(k, protocol, payload)) {
+		return
+	}
+	f, seen := w.flows[k]
+	if !seen {
+		one := k
+		f = &one
+		w.flows[k] = f
+	}
+	f.Packets++
+	f.Marked = f.Marked || marked
+}
+
+// harmless is what crosses between members outside the tunnel and says nothing: neighbour discovery, the kernel's word
+// that nobody listens on a dead tunnel's port (it quotes ciphertext), and what the operator allowed.
+func (w *Watcher) harmless(k Flow, protocol byte, payload []byte) bool {
+	switch protocol {
+	case icmp, icmpv6:
+		return len(payload) > 0 && (payload[0] == 3 && protocol == icmp || protocol == icmpv6 && (payload[0] == 1 || payload[0] >= 130 && payload[0] <= 137 || payload[0] == 143))
+	case tcp, udp:
+		return w.allowed[k.From.Port()] || w.allowed[k.To.Port()]
+	}
+	return false
+}
+
+// marked looks for the needles in a packet and across the border to the one before it in the same direction.
+func (w *Watcher) marked(k Flow, payload []byte) bool {
+	if len(w.needles) == 0 || len(payload) == 0 {
+		return false
+	}
+	longest := 0
+	text := append(slices.Clone(w.tails[k]), payload...)
+	found := false
+	for _, n := range w.needles {
+		longest = max(longest, len(n))
+		found = found || bytes.Contains(text, n)
+	}
+	w.tails[k] = text[max(0, len(text)-longest+1):]
+	return found
+}
+
+// Report is what was seen so far.
+func (w *Watcher) Report() Report {
+	r := Report{Verdict: Inconclusive, Tunnel: w.tunnel}
+	for _, f := range w.flows {
+		r.Flows = append(r.Flows, *f)
+	}
+	slices.SortFunc(r.Flows, func(a, b Flow) int { return b.Packets - a.Packets })
+	switch {
+	case len(r.Flows) > 0:
+		r.Verdict = InClear
+	case w.tunnel > 0:
+		r.Verdict = Clean
+	}
+	return r
+}
