@@ -61,6 +61,10 @@ func (r *Reply) dialect() vllm.Dialect {
 	return r.op.Dialect
 }
 
+// Free lets another answer have the memory of what Whole returned, which must have been written by then. What was
+// learned of the answer stays.
+func (r *Reply) Free() { r.walk.free() }
+
 // Usage is what the answer said of its cost so far. Counted means that the numbers are the final ones; without it
 // they are what a stream had said when it ended, and may lack output.
 func (r *Reply) Usage() vllm.Usage {

@@ -41,6 +41,7 @@ type walker struct {
 	splices []splice
 	found   found
 	room    [4]splice // for splices: most answers have no more
+	out     *output   // what edited made last lies in it
 }
 
 // found is what an answer says that is not for the caller.
@@ -309,20 +310,40 @@ func (w *walker) zero(value []byte, at span) {
 	}
 }
 
-// edited is the text with the splices made; the text itself when there are none.
+// output is memory for edited texts, of one answer after the other.
+type output struct{ b []byte }
+
+var outputs = sync.Pool{New: func() any { return new(output) }}
+
+// keptOutput bounds what is kept: most answers are short.
+const keptOutput = 16 << 10
+
+// free lets another answer have the memory of what edited made.
+func (w *walker) free() {
+	if w.out != nil && cap(w.out.b) <= keptOutput {
+		outputs.Put(w.out)
+	}
+	w.out = nil
+}
+
+// edited is the text with the splices made, valid until the next one is or until free; the text itself when there are none.
 func (w *walker) edited() []byte {
 	if len(w.splices) == 0 {
 		return w.text
 	}
 	slices.SortFunc(w.splices, func(a, b splice) int { return a.from - b.from })
-	out := make([]byte, 0, len(w.text)+64)
+	if w.out == nil {
+		w.out = outputs.Get().(*output)
+	}
+	out := slices.Grow(w.out.b[:0], len(w.text)+64)
 	end := 0
 	for _, s := range w.splices {
 		out = append(out, w.text[end:s.from]...)
 		out = append(out, s.with...)
 		end = s.to
 	}
-	return append(out, w.text[end:]...)
+	w.out.b = append(out, w.text[end:]...)
+	return w.out.b
 }
 
 // integer is a JSON number as vLLM writes counts; anything else, or less than nothing, is 0.
