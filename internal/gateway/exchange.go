@@ -171,6 +171,7 @@ func (x *Exchange) forward(ctx context.Context, w http.ResponseWriter) {
 		HideCached: !settings.ShowCached, PassErrors: settings.PassErrors,
 	})
 	x.outcome = x.upstream.Send(ctx, w, Call{Grant: x.grant, ID: x.request.ID, Body: x.body, MaxReply: settings.MaxReply, Reply: x.reply, Sent: x.sent})
+	x.reply.Free()
 	if !x.outcome.Written {
 		x.refuse(w, x.outcome.Refusal)
 	}
