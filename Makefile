@@ -44,7 +44,7 @@ fuzz: ## every fuzz target for FUZZTIME (default 60s)
 		echo "$$pkg $$f"; $(GO) test -run xxx -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-60s} $$pkg || exit 1; done; done
 
 golden: ## rewrite generated documents and golden files; look at the difference before you commit it
-	$(GO) test $$(git grep -l 'flag.Bool("update"' -- '*_test.go' | xargs -n1 dirname | sort -u | sed 's|^|./|') -update
+	$(GO) test $$(git grep -l 'flag.Bool("update"' -- 'cmd/*_test.go' 'internal/*_test.go' | xargs -n1 dirname | sort -u | sed 's|^|./|') -update
 
 surface: ## VERSION=0.32.0: read what a vLLM release serves and reads, without running it
 	$(GO) -C tools run ./surface -version $(VERSION) -out ../internal/vllm/surface/$(VERSION).json
