@@ -51,35 +51,7 @@ func newIsolateVerify(s streams) *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
-			n, err := in.read(s)
-			if err != nil {
-				return err
-			}
-			self, ok := n.manifest.ByKey(n.public)
-			if !ok {
-				return errors.New("this node is not in the manifest")
-			}
-			st := apply.State{Dir: n.state}
-			if err := st.Holds(); err != nil {
-				return err
-			}
-			p, _, err := st.Applied()
-			if err != nil {
-				return err
-			}
-			if err := n.manifest.Current(time.Now()); err != nil {
-				fmt.Fprintf(s.err, "vallum: warning: %v\n", err)
-			}
-			failed := s.verifyPeers(c.Context(), p, list)
-			if watch > 0 {
-				if err := s.verifyWire(c.Context(), p, self.Endpoint, needles, watch); err != nil {
-					return err
-				}
-			}
-			if failed {
-				return errNo
-			}
-			return nil
+			return s.verifyNode(c.Context(), in, list, needles, watch)
 		},
 	}
 	in.flags(c)
@@ -89,6 +61,39 @@ func newIsolateVerify(s streams) *cobra.Command {
 	c.Flags().StringVar(&text, "text", "", "text of the marked prompt")
 	c.Flags().StringVar(&ports, "ports", "", "TCP ports to try, such as 8000,29501,30000-31000 (default: vLLM's well-known ones)")
 	return c
+}
+
+// verifyNode verifies from a member.
+func (s streams) verifyNode(ctx context.Context, in *isolateInput, ports []uint16, needles [][]byte, watch time.Duration) error {
+	n, err := in.read(s)
+	if err != nil {
+		return err
+	}
+	self, ok := n.manifest.ByKey(n.public)
+	if !ok {
+		return errors.New("this node is not in the manifest")
+	}
+	st := apply.State{Dir: n.state}
+	if err := st.Holds(); err != nil {
+		return err
+	}
+	p, _, err := st.Applied()
+	if err != nil {
+		return err
+	}
+	if err := n.manifest.Current(time.Now()); err != nil {
+		fmt.Fprintf(s.err, "vallum: warning: %v\n", err)
+	}
+	failed := s.verifyPeers(ctx, p, ports)
+	if watch > 0 {
+		if err := s.verifyWire(ctx, p, self.Endpoint, needles, watch); err != nil {
+			return err
+		}
+	}
+	if failed {
+		return errNo
+	}
+	return nil
 }
 
 func parseNeedles(tokens, text string) ([][]byte, error) {
