@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // Release is a version of vLLM, ordered as PEP 440 orders it: 0.33.0rc1 is before 0.33.0, 0.11.2.post1 after 0.11.2.
@@ -197,11 +198,18 @@ func within(r Release, from, to string) bool {
 	return (from == "" || r.Compare(mustRelease(from)) >= 0) && (to == "" || r.Compare(mustRelease(to)) <= 0)
 }
 
-// mustRelease reads a release of the embedded catalogue; a test has read them all.
+// mustRelease reads a release of the embedded catalogue; a test has read them all. The catalogue names a few, and each
+// request asks for some of them.
 func mustRelease(s string) Release {
+	if r, ok := known.Load(s); ok {
+		return r.(Release)
+	}
 	r, err := ParseRelease(s)
 	if err != nil {
 		panic("vllm: " + err.Error())
 	}
+	known.Store(s, r)
 	return r
 }
+
+var known sync.Map // of the catalogue's releases, as Release by their text
