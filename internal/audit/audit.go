@@ -152,6 +152,7 @@ type Log struct {
 type batch struct {
 	entries []*entry
 	done    chan struct{} // made by the second to join
+	room    [4]*entry     // for entries: most batches are small
 }
 
 type entry struct {
@@ -201,6 +202,7 @@ func (l *Log) submit(e *entry) {
 	leads := b == nil
 	if leads {
 		b = new(batch)
+		b.entries = b.room[:0]
 		l.next = b
 	} else if b.done == nil {
 		b.done = make(chan struct{})
