@@ -41,6 +41,9 @@ func newExplain(s streams) *cobra.Command {
 			"  vallum explain --record req_3mp2k...",
 		Args: cobra.MaximumNArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
+			if err := q.stateOfConfig(s.in); err != nil {
+				return err
+			}
 			switch {
 			case q.record != "" && len(args) == 0:
 				return s.explainRecord(c.Context(), q)
@@ -165,6 +168,19 @@ func (q question) principal(ctx context.Context) (identity.Principal, error) {
 		return nil
 	})
 	return who, err
+}
+
+// stateOfConfig finds the keys and records where the configuration that is named says that they are.
+func (q *question) stateOfConfig(in io.Reader) error {
+	if q.config == "" || q.config == "-" || q.state != "" {
+		return nil
+	}
+	conf, err := readConfig(q.config, in)
+	if err != nil {
+		return err
+	}
+	q.state = conf.State
+	return nil
 }
 
 // policy is the one that the gateway uses: of the file that is named, or of the effective configuration that a running

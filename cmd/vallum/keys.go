@@ -24,6 +24,22 @@ import (
 // stateFlag adds --state, which every command that needs the state directory has.
 func stateFlag(c *cobra.Command, dir *string) {
 	c.Flags().StringVar(dir, "state", "", "state directory (default: /var/lib/vallum for root, the XDG state folder otherwise)")
+	if c.Flags().Lookup("config") != nil {
+		return // the command reads the configuration itself
+	}
+	var file string
+	c.Flags().StringVar(&file, "config", "", "the gateway's configuration: its state directory is meant")
+	c.PreRunE = func(*cobra.Command, []string) error {
+		if file == "" || *dir != "" {
+			return nil
+		}
+		conf, err := readConfig(file, nil)
+		if err != nil {
+			return err
+		}
+		*dir = conf.State
+		return nil
+	}
 }
 
 func stateOrDefault(dir string) (string, error) {
