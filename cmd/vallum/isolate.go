@@ -250,7 +250,7 @@ func isolateStateFlag(c *cobra.Command, dir *string) {
 // isolateState is the folder that was named, or the default one.
 func isolateState(dir string) (string, error) {
 	if dir != "" {
-		return dir, nil
+		return filepath.Abs(dir) // processes that outlive the command stand elsewhere
 	}
 	state, err := stateOrDefault("")
 	if err != nil {

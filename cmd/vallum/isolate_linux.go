@@ -203,7 +203,11 @@ func newIsolateTunnel() *cobra.Command {
 	c := isolateStateCommand("tunnel", "Carries the overlay's packets", nil)
 	c.Hidden = true
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		dir, err := c.Flags().GetString("state")
+		named, err := c.Flags().GetString("state")
+		if err != nil {
+			return err
+		}
+		dir, err := isolateState(named)
 		if err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -186,6 +187,21 @@ func TestANewConnectionOfTheCallerConfirmsAndAnOldOneDoesNot(t *testing.T) {
 	if code, said := r.end(); code != 0 || !strings.Contains(said, "confirmed: a new connection") {
 		t.Errorf("exit %d: %s", code, said)
 	}
+}
+
+// The processes that outlive a command stand in another folder than it did.
+func TestTheStateFolderMayBeNamedRelatively(t *testing.T) {
+	l := newLab(t, "a")
+	a := l.hosts["a"]
+	l.sign(nil, "a")
+	whole := a.dir
+	wd, err := os.Getwd()
+	must(t, err)
+	a.dir, err = filepath.Rel(wd, a.dir)
+	must(t, err)
+	a.up(t)
+	a.must(t, "status")
+	a.dir = whole
 }
 
 // Rules that somebody changed are not a guard, and status says which.
