@@ -55,8 +55,9 @@ func newIsolatePolicy(s streams) *cobra.Command {
 		Use:   "policy kubernetes",
 		Short: "Prints NetworkPolicies for a cluster, where the CNI isolates instead of up",
 		Long: "NetworkPolicy isolates and does not encrypt, and it does not apply to pods with hostNetwork: true, which multi-node\n" +
-			"vLLM often uses: for those use `isolate up` on the hosts, or the CNI's host firewall. Cilium encrypts between pods with\n" +
-			"encryption.enabled=true and encryption.type=wireguard, and what host-network pods send with encryption.nodeEncryption=true.",
+			"vLLM often uses: for those use `isolate up` on the hosts, or the CNI's host firewall. Cilium encrypts between pods\n" +
+			"with encryption.enabled=true and encryption.type=wireguard, and what host-network pods send with\n" +
+			"encryption.nodeEncryption=true.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if args[0] != "kubernetes" {

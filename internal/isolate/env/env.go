@@ -128,10 +128,23 @@ func For(m *fleet.Manifest, device string, ask Ask) (*Setting, error) {
 	}
 	topologies[i].build(p, s)
 	if ask.Events {
-		s.Flags = append(s.Flags, "--kv-events-config", fmt.Sprintf(`{"enable_kv_cache_events": true, "publisher": "zmq", "endpoint": "tcp://%s"}`, netip.AddrPortFrom(p.own, eventsPort)))
-		s.Notes = append(s.Notes, "KV events carry token ids; their default endpoint is every address, on headless nodes too")
+		s.Flags = append(s.Flags, "--kv-events-config", fmt.Sprintf(`{"enable_kv_cache_events": true, "publisher": "zmq", "endpoint": "%s"}`, eventsEndpoint(p.own)))
+		s.Notes = append(s.Notes, "KV events carry token ids, and every node publishes them, headless ones too")
+		if p.own.Is4() {
+			s.Notes = append(s.Notes, fmt.Sprintf("vLLM listens for subscribers only on every address, port %d and one more a rank: only the firewall guards it", eventsPort))
+		}
 	}
 	return s, nil
+}
+
+// eventsEndpoint is where subscribers connect. vLLM listens on an endpoint only when it has a * or a :: in it, and
+// connects to any other (vllm/distributed/kv_events.py _is_bind_endpoint): an IPv4 address of one's own would publish to
+// nobody.
+func eventsEndpoint(own netip.Addr) string {
+	if own.Is6() && strings.Contains(own.String(), "::") {
+		return "tcp://" + netip.AddrPortFrom(own, eventsPort).String()
+	}
+	return fmt.Sprintf("tcp://*:%d", eventsPort)
 }
 
 // locate finds the node's rank: the first node, then the others by name.
