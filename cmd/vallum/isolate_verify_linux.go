@@ -258,7 +258,7 @@ func (s streams) verifyWire(ctx context.Context, p *isolate.Plan, own netip.Addr
 		}
 		fmt.Fprintf(s.out, "FAIL  in clear: %s %s to %s, %d packet(s)%s: %s\n", f.Protocol, f.From, f.To, f.Packets, marked, holder(snapshot, f))
 	}
-	fmt.Fprintf(s.out, "wire: %s; %d packet(s) of the tunnel\n", r.Verdict, r.Tunnel)
+	fmt.Fprintf(s.out, "wire: %s; %d packet(s) of the tunnel that carried something\n", r.Verdict, r.Tunnel)
 	switch r.Verdict {
 	case wire.Clean:
 		return nil

@@ -20,7 +20,7 @@ type Verdict string
 const (
 	Clean        Verdict = "clean"        // the tunnel's packets and no others
 	InClear      Verdict = "in clear"     // at least one packet outside the tunnel
-	Inconclusive Verdict = "inconclusive" // no packet of the tunnel: nothing was tested
+	Inconclusive Verdict = "inconclusive" // no packet of the tunnel that carries something: nothing was tested
 )
 
 // Flow is packets in clear between two ends.
@@ -35,7 +35,7 @@ type Flow struct {
 // Report is the result of a watch.
 type Report struct {
 	Verdict Verdict `json:"verdict"`
-	Tunnel  int     `json:"tunnel"` // packets
+	Tunnel  int     `json:"tunnel"` // packets that carried something; handshakes and keepalives do not count
 	Flows   []Flow  `json:"flows"`
 }
 
@@ -117,7 +117,9 @@ func (w *Watcher) See(packet []byte) {
 		return
 	}
 	if protocol == udp && w.endpoints[k.From] && w.endpoints[k.To] {
-		w.tunnel++
+		if carries(payload) {
+			w.tunnel++
+		}
 		return
 	}
 	marked := w.marked(k, payload)
@@ -138,6 +140,10 @@ func (w *Watcher) See(packet []byte) {
 	f.Packets++
 	f.Marked = f.Marked || marked
 }
+
+// carries reports whether a packet of WireGuard has something inside: its type is data, and it is longer than a
+// keepalive's 32 bytes. A tunnel that only keeps itself alive has tested nothing.
+func carries(payload []byte) bool { return len(payload) > 32 && payload[0] == 4 }
 
 // harmless is what crosses between members outside the tunnel and says nothing: neighbour discovery, the kernel's word
 // that nobody listens on a dead tunnel's port (it quotes ciphertext), and what the operator allowed.

@@ -35,13 +35,16 @@ func ip4(protocol byte, from, to string, payload []byte) []byte {
 }
 
 func TestPacketsAreJudged(t *testing.T) {
-	tunnel := ip4(udp, "192.0.2.2:51820", "192.0.2.1:51820", []byte("ciphertext"))
+	tunnel := ip4(udp, "192.0.2.2:51820", "192.0.2.1:51820", append([]byte{4, 0, 0, 0}, make([]byte, 60)...))
+	keepalive := ip4(udp, "192.0.2.2:51820", "192.0.2.1:51820", append([]byte{4, 0, 0, 0}, make([]byte, 28)...))
+	handshake := ip4(udp, "192.0.2.2:51820", "192.0.2.1:51820", append([]byte{1, 0, 0, 0}, make([]byte, 144)...))
 	for name, row := range map[string]struct {
 		packets [][]byte
 		want    Verdict
 	}{
 		"nothing":                           {nil, Inconclusive},
 		"the tunnel":                        {[][]byte{tunnel}, Clean},
+		"the tunnel, with nothing in it":    {[][]byte{keepalive, handshake}, Inconclusive},
 		"ssh, allowed":                      {[][]byte{tunnel, ip4(tcp, "192.0.2.2:50000", "192.0.2.1:22", nil)}, Clean},
 		"others talk":                       {[][]byte{tunnel, ip4(tcp, "192.0.2.7:50000", "192.0.2.8:443", nil)}, Clean},
 		"only others talk":                  {[][]byte{ip4(tcp, "192.0.2.7:50000", "192.0.2.8:443", nil)}, Inconclusive},
