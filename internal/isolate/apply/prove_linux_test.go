@@ -119,6 +119,18 @@ func TestVerifyProvesInsideOutsideAndTheWire(t *testing.T) {
 	if out, code := verify("--wire", "1s"); code != 0 || !strings.Contains(out, "wire: clean") {
 		t.Errorf("traffic in the tunnel: exit %d\n%s", code, out)
 	}
+	// A tunnel that is started again has a device of another index: its inside is not the underlay.
+	killed := make(chan struct{})
+	go func() {
+		defer close(killed)
+		<-time.After(2500 * time.Millisecond) // while the wire is looked at: the peers take a second
+		a.killTunnel(t, false)
+	}()
+	out, code := verify("--wire", "4s")
+	<-killed
+	if code != 0 || !strings.Contains(out, "wire: clean") {
+		t.Errorf("a tunnel that was started again: exit %d\n%s", code, out)
+	}
 	close(stop)
 	clear := make(chan struct{})
 	done := make(chan struct{})
@@ -139,7 +151,7 @@ func TestVerifyProvesInsideOutsideAndTheWire(t *testing.T) {
 			}
 		}
 	}()
-	out, code := verify("--wire", "1s", "--text", "marked prompt")
+	out, code = verify("--wire", "1s", "--text", "marked prompt")
 	close(clear)
 	<-done
 	if code != 1 || !strings.Contains(out, "with the marked prompt") || !strings.Contains(out, "KV events") {

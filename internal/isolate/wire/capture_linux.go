@@ -28,11 +28,19 @@ func Capture(ctx context.Context, w *Watcher, p *isolate.Plan) error {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100_000}); err != nil {
 		return err
 	}
-	skip := map[int]bool{}
-	for _, name := range []string{"lo", p.Device} {
-		if d, err := net.InterfaceByName(name); err == nil {
-			skip[d.Index] = true
+	// By name and not once for all: a tunnel that is started again has a device of the same name and another index.
+	known := map[int]bool{}
+	skip := func(at *unix.SockaddrLinklayer) bool {
+		inside, seen := known[at.Ifindex]
+		if seen {
+			return inside
 		}
+		d, err := net.InterfaceByIndex(at.Ifindex)
+		if err != nil { // it is gone already; WireGuard's devices have no hardware address, an underlay has
+			return at.Hatype == unix.ARPHRD_NONE
+		}
+		known[at.Ifindex] = d.Name == "lo" || d.Name == p.Device
+		return known[at.Ifindex]
 	}
 	b := make([]byte, 1<<16)
 	for ctx.Err() == nil {
@@ -40,7 +48,7 @@ func Capture(ctx context.Context, w *Watcher, p *isolate.Plan) error {
 		if err != nil {
 			continue // the timeout, by which the end of ctx is seen
 		}
-		if at, ok := from.(*unix.SockaddrLinklayer); ok && !skip[at.Ifindex] {
+		if at, ok := from.(*unix.SockaddrLinklayer); ok && !skip(at) {
 			w.See(b[:n])
 		}
 	}
