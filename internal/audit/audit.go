@@ -202,8 +202,7 @@ func (l *Log) submit(e *entry) {
 	leads := b == nil
 	if leads {
 		b = new(batch)
-		b.entries = b.room[:0]
-		l.next = b
+		b.entries, l.next = b.room[:0], b
 	} else if b.done == nil {
 		b.done = make(chan struct{})
 	}

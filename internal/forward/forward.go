@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vallum/vallum/internal/policy"
+	"github.com/vallum/vallum/internal/spare"
 	"github.com/vallum/vallum/internal/verdict"
 )
 
@@ -89,9 +90,9 @@ type exchange struct {
 	w      http.ResponseWriter
 	call   *Call
 	conn   *conn
-	unhook func() bool // stops watching ctx
-	memory *memory     // the answer's body lies in it; nil when it does not
-	clean  bool        // the answer was read to its end: the connection can serve again
+	unhook func() bool   // stops watching ctx
+	memory *spare.Buffer // the answer's body lies in it; nil when it does not
+	clean  bool          // the answer was read to its end: the connection can serve again
 	start  time.Time
 	out    verdict.Outcome
 }

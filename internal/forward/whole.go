@@ -6,9 +6,9 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
+	"github.com/vallum/vallum/internal/spare"
 	"github.com/vallum/vallum/internal/verdict"
 )
 
@@ -35,7 +35,7 @@ func (x *exchange) whole(h head) verdict.Verdict {
 		}
 	}
 	x.write(h, out)
-	x.memory.giveBack()
+	x.memory.GiveBack()
 	return verdict.Allow()
 }
 
@@ -64,8 +64,9 @@ func (x *exchange) failed(h head) verdict.Verdict {
 // read reads the whole body of the answer, at most so many bytes.
 func (x *exchange) read(h head, most int64) ([]byte, error) {
 	b := x.conn.body(h)
-	x.memory = borrow(b)
-	body, err := b.all(x.memory.room(b), most, x.pause)
+	// What is declared is borrowed as far as that is not much; a lie must not cost memory.
+	x.memory = spare.Borrow(int(min(max(b.length, 0), 1<<20)) + 1)
+	body, err := b.all(x.memory.B, most, x.pause)
 	x.out.Upstream = time.Since(x.start)
 	if len(body) > 0 {
 		x.out.FirstByte = b.first.Sub(x.start)
@@ -143,34 +144,4 @@ func (b *body) waits() bool {
 		return b.chunked && !b.done
 	}
 	return b.conn.br.Buffered() == 0
-}
-
-// memory is used for one answer after the other: most are short.
-type memory struct{ b [16 << 10]byte }
-
-var memories = sync.Pool{New: func() any { return new(memory) }}
-
-// borrow gives memory for an answer that may fit; nil for a longer one.
-func borrow(b *body) *memory {
-	if b.length >= int64(len(memory{}.b)) {
-		return nil
-	}
-	return memories.Get().(*memory)
-}
-
-// room is what to read into at first: for a long answer what is declared, as far as that is not much; a lie must not
-// cost memory.
-func (m *memory) room(b *body) []byte {
-	if m != nil {
-		return m.b[:0]
-	}
-	const most = 1 << 20
-	return make([]byte, 0, min(max(b.length, 0), most)+1)
-}
-
-// giveBack lets another answer have the memory: nothing may refer to it any more.
-func (m *memory) giveBack() {
-	if m != nil {
-		memories.Put(m)
-	}
 }

@@ -2,11 +2,11 @@ package inspect
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"strconv"
 
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/vallum/vallum/internal/inspect/scan"
 )
 
 // This file holds the bounds that count everywhere, also where no field rules do: depth, members, and numbers that only
@@ -20,7 +20,7 @@ func (w *walker) within(at int) error {
 	for i, depth := at, outer; i < len(body); {
 		switch c := body[i]; c {
 		case '"':
-			i = skipString(body, i)
+			i = scan.String(body, i)
 			continue
 		case '{', '[':
 			if depth++; depth > w.limits.MaxDepth {
@@ -35,8 +35,8 @@ func (w *walker) within(at int) error {
 				return err
 			}
 		case '-', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9':
-			end, plain := skipNumber(body, i)
-			if !plain && overflows(body[i:end]) {
+			end, plain := scan.Number(body, i)
+			if !plain && scan.Overflows(body[i:end]) {
 				return outOfBounds(body, i, hugeNumber)
 			}
 			i = end
@@ -73,48 +73,4 @@ func outOfBounds(body []byte, at int, what string) error {
 			return badBody(printable(string(dec.StackPointer())), at, what)
 		}
 	}
-}
-
-// skipString is the index after the string that begins at b[i], or len(b).
-func skipString(b []byte, i int) int {
-	for i++; i < len(b); i++ {
-		n := bytes.IndexByte(b[i:], '"')
-		if n < 0 {
-			return len(b)
-		}
-		end := i + n
-		slashes := 0
-		for end-slashes-1 >= i && b[end-slashes-1] == '\\' {
-			slashes++
-		}
-		if i = end; slashes%2 == 0 {
-			return end + 1
-		}
-	}
-	return len(b)
-}
-
-// safeDigits is how many characters a literal without exponent may have and still be surely less than 1e308.
-const safeDigits = 300
-
-// skipNumber is the index after the number at b[i], and whether it is but a few digits.
-func skipNumber(b []byte, i int) (end int, plain bool) {
-	plain = true
-	for end = i + 1; end < len(b); end++ {
-		switch c := b[end]; {
-		case c >= '0' && c <= '9', c == '.':
-		case c == 'e', c == 'E', c == '-', c == '+':
-			plain = false
-		default:
-			return end, plain && end-i < safeDigits
-		}
-	}
-	return end, plain && end-i < safeDigits
-}
-
-// overflows reports whether a number is beyond float64. Python reads 1e400 as infinity, and refuses integers of more
-// than 4300 digits.
-func overflows(literal []byte) bool {
-	_, err := strconv.ParseFloat(string(literal), 64)
-	return errors.Is(err, strconv.ErrRange)
 }

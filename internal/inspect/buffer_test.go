@@ -63,10 +63,10 @@ func TestClosedDocumentIsNotRewritten(t *testing.T) {
 	}
 }
 
-// Bodies without a length arrive whole, whatever their size is beside the segments', and no more than the limit.
+// Bodies without a length arrive whole, whatever their size is beside the (64<<10)s', and no more than the limit.
 func TestBodiesWithoutLength(t *testing.T) {
 	table := propertyTable()
-	for _, size := range []int{20, firstUnsure - 1, firstUnsure, firstUnsure + 1, firstUnsure + segment, firstUnsure + 3*segment + 7, 300 << 10} {
+	for _, size := range []int{20, (4 << 10) - 1, (4 << 10), (4 << 10) + 1, (4 << 10) + (64 << 10), (4 << 10) + 3*(64<<10) + 7, 300 << 10} {
 		body := `{"free":"` + strings.Repeat("x", size-len(`{"free":""}`)) + `"}`
 		for name, reader := range map[string]io.Reader{
 			"plain": strings.NewReader(body), "with EOF": iotest.DataErrReader(strings.NewReader(body)), "halves": iotest.HalfReader(strings.NewReader(body)),
@@ -91,7 +91,7 @@ func TestBodiesWithoutLength(t *testing.T) {
 func TestEndlessBodyTakesItsLimit(t *testing.T) {
 	r := jsonRequest(propertyTable(), "")
 	var before, after runtime.MemStats
-	spaces := bytes.Repeat([]byte(" "), segment)
+	spaces := bytes.Repeat([]byte(" "), (64 << 10))
 	r.Length, r.Body = -1, readerFunc(func(p []byte) (int, error) { return copy(p, spaces), nil })
 	runtime.ReadMemStats(&before)
 	if _, v := Read(r, Default()); v.Reason() != verdict.BodyTooLarge {

@@ -9,7 +9,9 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/vallum/vallum/internal/inspect/scan"
 	"github.com/vallum/vallum/internal/policy"
+	"github.com/vallum/vallum/internal/spare"
 )
 
 // setting is an edit for one member of an object; kids are edits inside it.
@@ -32,7 +34,7 @@ func (d *document) rewrite(edits []policy.Edit) (Body, error) {
 	}
 	changes = merge(append(changes, d.cuts...))
 	lies := splice(d.body, changes)
-	body := lies.b
+	body := lies.B
 	return Body{ContentType: "application/json", Bytes: body, Reader: bytes.NewReader(body), Length: int64(len(body)), Changes: changes, buffer: lies}, nil
 }
 
@@ -41,7 +43,7 @@ func group(edits []policy.Edit) ([]setting, error) {
 	all := make([]setting, 0, len(edits))
 	for _, e := range edits {
 		outer, inner, ok := names(e.Pointer)
-		if !ok || !isPlain(e.Value) && !jsontext.Value(e.Value).IsValid() {
+		if !ok || !scan.IsPlain(e.Value) && !jsontext.Value(e.Value).IsValid() {
 			return nil, fmt.Errorf("edit %q: %q must name a member of the body, or a member of that, and the value must be JSON", e.Name, e.Pointer)
 		}
 		at := place(&all, outer)
@@ -67,19 +69,6 @@ func names(pointer string) (outer string, inner *string, ok bool) {
 		return all[0], &all[1], true
 	}
 	return all[0], nil, true
-}
-
-// isPlain reports whether a value is surely JSON: a string of ASCII without escapes. Most edits have such a one.
-func isPlain(value string) bool {
-	if len(value) < 2 || value[0] != '"' || value[len(value)-1] != '"' {
-		return false
-	}
-	for i := 1; i < len(value)-1; i++ {
-		if c := value[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
-			return false
-		}
-	}
-	return true
 }
 
 // place is the setting with a name, made when it is missing.
@@ -166,7 +155,7 @@ func quoted(to []byte, name string) []byte {
 // isNamed reports whether a member has a name, however it is escaped.
 func (d *document) isNamed(m member, name string) bool {
 	raw := d.body[m.start:m.nameEnd]
-	return len(raw) >= len(name)+2 && string(unquoted(raw)) == name
+	return len(raw) >= len(name)+2 && string(scan.Unquoted(raw)) == name
 }
 
 // merge orders the changes and leaves out those inside another: a member that goes takes its own changes with it.
@@ -188,17 +177,17 @@ func merge(changes []Change) []Change {
 }
 
 // splice applies ordered changes that do not overlap.
-func splice(body []byte, changes []Change) *buffer {
+func splice(body []byte, changes []Change) *spare.Buffer {
 	size := len(body)
 	for _, c := range changes {
 		size += len(c.With) - (c.To - c.From)
 	}
-	out, from := borrow(size), 0
+	out, from := spare.Borrow(size), 0
 	for _, c := range changes {
-		out.b = append(out.b, body[from:c.From]...)
-		out.b = append(out.b, c.With...)
+		out.B = append(out.B, body[from:c.From]...)
+		out.B = append(out.B, c.With...)
 		from = c.To
 	}
-	out.b = append(out.b, body[from:]...)
+	out.B = append(out.B, body[from:]...)
 	return out
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/vallum/vallum/internal/inspect/scan"
 	"github.com/vallum/vallum/internal/vllm"
 )
 
@@ -42,14 +43,14 @@ func (w *walker) str(s *vllm.Shape, fact vllm.Fact) error {
 		return err
 	}
 	switch most := s.MaxLen; {
-	case most > 0 && int64(len(raw)-2) > most && int64(len(unquoted(raw))) > most:
+	case most > 0 && int64(len(raw)-2) > most && int64(len(scan.Unquoted(raw))) > most:
 		return w.wrong(raw, fmt.Sprintf("must have %d bytes at most", most))
-	case len(s.Enum) > 0 && !slices.Contains(s.Enum, string(unquoted(raw))):
+	case len(s.Enum) > 0 && !slices.Contains(s.Enum, string(scan.Unquoted(raw))):
 		return w.wrong(raw, "must be "+wanted(s))
 	case s.DataURL && !isDataURL(raw):
 		return forbidden(dataURL, w.pointer(), int(w.dec.InputOffset())-len(raw))
 	case fact == vllm.FactModel:
-		w.facts.Model = string(unquoted(raw))
+		w.facts.Model = string(scan.Unquoted(raw))
 	}
 	return nil
 }
@@ -62,7 +63,7 @@ func isDataURL(raw jsontext.Value) bool {
 	const scheme = "data:"
 	text := []byte(raw[1 : len(raw)-1])
 	if bytes.IndexByte(text[:min(len(text), 6*len(scheme))], '\\') >= 0 {
-		text = unquoted(raw)
+		text = scan.Unquoted(raw)
 	}
 	return len(text) >= len(scheme) && strings.EqualFold(string(text[:len(scheme)]), scheme)
 }

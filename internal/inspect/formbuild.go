@@ -14,6 +14,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/vallum/vallum/internal/inspect/scan"
 	"github.com/vallum/vallum/internal/policy"
 )
 
@@ -133,7 +134,7 @@ func writeField(w *bytes.Buffer, boundary string, dec *jsontext.Decoder) error {
 		}
 		text := []byte(raw)
 		if raw.Kind() == '"' {
-			text = unquoted(raw)
+			text = scan.Unquoted(raw)
 		}
 		fmt.Fprintf(w, "--%s\r\nContent-Disposition: form-data; name=\"%s\"\r\n\r\n%s\r\n", boundary, name, text)
 		if !list {

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/vallum/vallum/internal/policy"
+	"github.com/vallum/vallum/internal/spare"
 	"github.com/vallum/vallum/internal/verdict"
 	"github.com/vallum/vallum/internal/vllm"
 )
@@ -54,28 +55,28 @@ type Request struct {
 // Doc is a body that was read, checked and understood. Read makes it; its owner calls Close.
 type Doc struct {
 	facts  policy.Facts
-	json   *document // nil unless the operation takes JSON
-	form   *form     // nil unless the operation takes a form
-	walker *walker   // whose document json is, when it can be used again
-	buffer *buffer   // what the caller's bytes lie in, likewise
+	json   *document     // nil unless the operation takes JSON
+	form   *form         // nil unless the operation takes a form
+	walker *walker       // whose document json is, when it can be used again
+	buffer *spare.Buffer // what the caller's bytes lie in, likewise
 	closed bool
 }
 
 // Body is what goes up to vLLM.
 type Body struct {
-	ContentType string    // "" when there is no body
-	Bytes       []byte    // the whole body; nil when part of it is in the spool
-	Reader      io.Reader // the whole body again, from its beginning; valid until Close
-	Length      int64     // bytes
-	Changes     []Change  // what differs from the caller's bytes, in their order
-	buffer      *buffer   // what Bytes lies in, when it can be used again
+	ContentType string        // "" when there is no body
+	Bytes       []byte        // the whole body; nil when part of it is in the spool
+	Reader      io.Reader     // the whole body again, from its beginning; valid until Close
+	Length      int64         // bytes
+	Changes     []Change      // what differs from the caller's bytes, in their order
+	buffer      *spare.Buffer // what Bytes lies in, when it can be used again
 }
 
 // Free lets another request have the memory of the bytes. It is called once at most, when nothing refers to Bytes or
 // Reader any more; who never calls it leaves them to the garbage collector.
 func (b *Body) Free() {
 	if b.buffer != nil {
-		b.buffer.giveBack()
+		b.buffer.GiveBack()
 	}
 	b.Bytes, b.Reader, b.buffer = nil, nil, nil
 }
@@ -138,7 +139,7 @@ func (d *Doc) Close() error {
 	d.closed = true
 	if d.walker != nil {
 		d.walker.giveBack()
-		d.buffer.giveBack()
+		d.buffer.GiveBack()
 		d.json, d.walker, d.buffer = nil, nil, nil
 	}
 	if d.form == nil {
@@ -168,9 +169,9 @@ func readJSON(r Request, lim Limits) (*Doc, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, err := parseJSON(body.b, r.Table.Body, lim)
+	w, err := parseJSON(body.B, r.Table.Body, lim)
 	if err != nil {
-		body.giveBack()
+		body.GiveBack()
 		return nil, err
 	}
 	return &Doc{facts: w.facts, json: &w.document, walker: w, buffer: body}, nil

@@ -21,29 +21,6 @@ func checkInteger(s *vllm.Shape, literal []byte) (value int64, digits []byte, ok
 	return value, digits, err == nil && (!s.Bounded || value >= s.Min && value <= s.Max)
 }
 
-// plainIntegers counts the elements of the list at b[0] when all of them are short integers in range and nothing else
-// stands there: lists of token ids are long, and this is many times quicker than reading them one by one. It looks at
-// bytes that nobody has checked: a list that is taken here has the same reading in JSON.
-func plainIntegers(b []byte, s *vllm.Shape) (n int64, ok bool) {
-	const digits = 18 // these never overflow int64
-	for i := 1; ; i++ {
-		for i < len(b) && (b[i] == ' ' || b[i] == '\n' || b[i] == '\r' || b[i] == '\t') {
-			i++
-		}
-		first, value := i, int64(0)
-		for i < len(b) && b[i] >= '0' && b[i] <= '9' && i-first < digits {
-			value = value*10 + int64(b[i]-'0')
-			i++
-		}
-		if i == first || i == len(b) || b[first] == '0' && i-first > 1 || s.Bounded && (value < s.Min || value > s.Max) {
-			return 0, false
-		}
-		if n++; b[i] != ',' {
-			return n, b[i] == ']'
-		}
-	}
-}
-
 func checkNumber(s *vllm.Shape, literal []byte) bool {
 	f, err := strconv.ParseFloat(string(literal), 64)
 	return !s.Bounded || err == nil && f >= float64(s.Min) && f <= float64(s.Max)

@@ -7,6 +7,7 @@ import (
 	"mime"
 	"strings"
 
+	"github.com/vallum/vallum/internal/spare"
 	"github.com/vallum/vallum/internal/verdict"
 )
 
@@ -76,26 +77,18 @@ func (c *counted) failure(err error) error {
 	return &refusal{reason: verdict.BadBody, cause: fmt.Errorf("reading the body: %w", c.err), at: int(c.n), what: "the body ends before its declared length"}
 }
 
-// firstBuffer is how many declared bytes are believed before any has arrived.
-const firstBuffer = 1 << 20
-
 // readAll reads a whole JSON body.
-func readAll(r Request, limit int64) (*buffer, error) {
+func readAll(r Request, limit int64) (*spare.Buffer, error) {
 	source, err := count(r, "application/json", limit)
 	if err != nil {
 		return nil, err
 	}
-	var body *buffer
-	if r.Length > 0 {
-		body, err = readDeclared(source)
-	} else {
-		body, err = readUnsure(source)
-	}
+	body, err := spare.ReadAll(source, r.Length)
 	if err != nil {
-		return nil, err
+		return nil, source.failure(err)
 	}
-	if len(body.b) == 0 {
-		body.giveBack()
+	if len(body.B) == 0 {
+		body.GiveBack()
 		return nil, badBody("", -1, "the body is empty")
 	}
 	return body, nil

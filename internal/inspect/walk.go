@@ -8,7 +8,9 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/vallum/vallum/internal/inspect/scan"
 	"github.com/vallum/vallum/internal/policy"
+	"github.com/vallum/vallum/internal/spare"
 	"github.com/vallum/vallum/internal/vllm"
 )
 
@@ -25,7 +27,7 @@ type document struct {
 type walker struct {
 	document
 	dec      *jsontext.Decoder
-	source   bytes.Buffer // of dec
+	own      spare.Decoder // what dec points to
 	limits   Limits
 	kidsOpen int      // the index after the '{' of the last object that stands directly in the body
 	kids     []member // its members
@@ -39,12 +41,10 @@ type walker struct {
 func parseJSON(body []byte, shape *vllm.Shape, lim Limits) (*walker, error) {
 	w := walkers.Get().(*walker)
 	w.body, w.limits = body, lim
-	w.source = *bytes.NewBuffer(body)
-	w.dec.Reset(&w.source)
+	w.own.Begin(body)
 	_, err := w.value(shape, vllm.NoFact, tag{})
 	end := int(w.dec.InputOffset())
-	w.source = bytes.Buffer{}
-	w.dec.Reset(&w.source) // it must not hold on to the body
+	w.own.Begin(nil) // it must not hold on to the body
 	if rest := bytes.TrimLeft(body[end:], " \t\r\n"); err == nil && len(rest) > 0 {
 		err = badBody("", len(body)-len(rest), "nothing may follow the JSON object")
 	}
@@ -57,7 +57,11 @@ func parseJSON(body []byte, shape *vllm.Shape, lim Limits) (*walker, error) {
 }
 
 // walkers are kept with their decoders, whose stacks of names are most of what a short body costs.
-var walkers = sync.Pool{New: func() any { return &walker{dec: new(jsontext.Decoder)} }}
+var walkers = sync.Pool{New: func() any {
+	w := new(walker)
+	w.dec = &w.own.Decoder
+	return w
+}}
 
 // What a walker may be kept with: after a large body it may have grown large.
 const (
@@ -133,7 +137,7 @@ func pick(s *vllm.Shape, json jsontext.Kind) *vllm.Shape {
 }
 
 // next is where the next value begins; the decoder has peeked at it.
-func (w *walker) next() int { return skipSpace(w.body, int(w.dec.InputOffset())) }
+func (w *walker) next() int { return scan.Space(w.body, int(w.dec.InputOffset())) }
 
 // skip reads a value without rules: the decoder still checks its syntax, names and encoding.
 func (w *walker) skip() (jsontext.Value, error) {
@@ -145,7 +149,7 @@ func (w *walker) skip() (jsontext.Value, error) {
 	}
 	raw, err := w.read()
 	if err == nil && kind == '0' {
-		if end, plain := skipNumber(raw, 0); !plain && overflows(raw[:end]) {
+		if end, plain := scan.Number(raw, 0); !plain && scan.Overflows(raw[:end]) {
 			return nil, outOfBounds(w.body, int(w.dec.InputOffset())-len(raw), hugeNumber)
 		}
 	}
@@ -204,7 +208,7 @@ func (w *walker) array(s *vllm.Shape, fact vllm.Fact) error {
 	integer := integerOf(s.Elem)
 	tokens := integer != nil && integer != s.Elem // then the bound is on the other elements
 	if integer != nil && w.dec.StackDepth() < w.limits.MaxDepth {
-		if n, ok := plainIntegers(w.body[w.next():], integer); ok && (tokens || s.MaxLen == 0 || n <= s.MaxLen) {
+		if n, ok := scan.PlainIntegers(w.body[w.next():], integer); ok && (tokens || s.MaxLen == 0 || n <= s.MaxLen) {
 			w.learnInputs(fact, n, n)
 			_, err := w.read()
 			return err
@@ -255,7 +259,7 @@ func integerOf(elem *vllm.Shape) *vllm.Shape {
 
 // choice reads an object whose shape one of its members chooses.
 func (w *walker) choice(s *vllm.Shape, t tag) (why string, err error) {
-	chosen := lookAhead(w.body[w.next():], s.Tag)
+	chosen := scan.Member(w.body[w.next():], s.Tag)
 	f := variant(s, chosen)
 	if f == nil || t.name != "" { // a shape that is chosen by two members is in no table
 		return "", w.noVariant(s)

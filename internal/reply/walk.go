@@ -7,9 +7,10 @@ import (
 	"io"
 	"slices"
 	"strconv"
-	"sync"
 
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/vallum/vallum/internal/spare"
 )
 
 // place is where in an answer an object stands: which of its members mean something depends on it.
@@ -40,8 +41,8 @@ type walker struct {
 
 	splices []splice
 	found   found
-	room    [4]splice // for splices: most answers have no more
-	out     *output   // what edited made last lies in it
+	room    [4]splice     // for splices: most answers have no more
+	out     *spare.Buffer // what edited made last lies in it
 }
 
 // found is what an answer says that is not for the caller.
@@ -67,21 +68,7 @@ type span struct{ from, to int }
 
 func (s span) empty() bool { return s.to == 0 }
 
-// reader is a decoder and what it reads from. It is reused: an answer's own one would cost more than reading a short
-// answer does.
-type reader struct {
-	decoder jsontext.Decoder
-	source  bytes.Buffer
-}
-
-var readers = sync.Pool{New: func() any { return new(reader) }}
-
-func (r *reader) begin(text []byte) {
-	r.source = *bytes.NewBuffer(text)
-	// Duplicate names need no refusal here: each of them is edited. Bytes that are not UTF-8 pass as they came.
-	r.decoder.Reset(&r.source, lenient...)
-}
-
+// Duplicate names need no refusal here: each of them is edited. Bytes that are not UTF-8 pass as they came.
 var lenient = []jsontext.Options{jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)}
 
 var errTrailing = errors.New("bytes after the JSON value")
@@ -92,12 +79,10 @@ func (w *walker) walk(text []byte) error {
 	if w.splices == nil {
 		w.splices = w.room[:0]
 	}
-	r := readers.Get().(*reader)
-	r.begin(text)
-	w.dec = &r.decoder
+	r := spare.Decode(text, lenient...)
+	w.dec = &r.Decoder
 	defer func() {
-		r.begin(nil) // or it would keep the text
-		readers.Put(r)
+		r.GiveBack()
 		w.dec = nil
 	}()
 	var err error
@@ -310,19 +295,9 @@ func (w *walker) zero(value []byte, at span) {
 	}
 }
 
-// output is memory for edited texts, of one answer after the other.
-type output struct{ b []byte }
-
-var outputs = sync.Pool{New: func() any { return new(output) }}
-
-// keptOutput bounds what is kept: most answers are short.
-const keptOutput = 16 << 10
-
 // free lets another answer have the memory of what edited made.
 func (w *walker) free() {
-	if w.out != nil && cap(w.out.b) <= keptOutput {
-		outputs.Put(w.out)
-	}
+	w.out.GiveBack()
 	w.out = nil
 }
 
@@ -332,18 +307,19 @@ func (w *walker) edited() []byte {
 		return w.text
 	}
 	slices.SortFunc(w.splices, func(a, b splice) int { return a.from - b.from })
-	if w.out == nil {
-		w.out = outputs.Get().(*output)
+	if most := len(w.text) + 64; w.out == nil || cap(w.out.B) < most {
+		w.free()
+		w.out = spare.Borrow(most)
 	}
-	out := slices.Grow(w.out.b[:0], len(w.text)+64)
+	out := w.out.B[:0]
 	end := 0
 	for _, s := range w.splices {
 		out = append(out, w.text[end:s.from]...)
 		out = append(out, s.with...)
 		end = s.to
 	}
-	w.out.b = append(out, w.text[end:]...)
-	return w.out.b
+	w.out.B = append(out, w.text[end:]...)
+	return w.out.B
 }
 
 // integer is a JSON number as vLLM writes counts; anything else, or less than nothing, is 0.

@@ -3,9 +3,10 @@ package vllm
 import (
 	"bytes"
 	"strconv"
-	"sync"
 
 	"github.com/go-json-experiment/json/jsontext"
+
+	"github.com/vallum/vallum/internal/spare"
 )
 
 // Usage is what a reply says it cost.
@@ -31,14 +32,13 @@ func ReadUsage(op *Operation, raw []byte) (Usage, bool) {
 	if op == nil {
 		return Usage{}, false
 	}
-	r := usageReaders.Get().(*usageReader)
-	defer r.giveBack()
-	d := r.begin(raw)
-	if d.PeekKind() == '[' {
-		return readEach(op, d)
+	r := spare.Decode(raw)
+	defer r.GiveBack()
+	if r.PeekKind() == '[' {
+		return readEach(op, &r.Decoder)
 	}
 	var f usageFields
-	if !f.object(d, 0) {
+	if !f.object(&r.Decoder, 0) {
 		return Usage{}, false
 	}
 	return f.usage(op.Dialect)
@@ -49,33 +49,13 @@ func ReadUsageObject(op *Operation, usage []byte) (Usage, bool) {
 	if op == nil {
 		return Usage{}, false
 	}
-	r := usageReaders.Get().(*usageReader)
-	defer r.giveBack()
-	f := usageFields{seen: true}
-	if !f.members(r.begin(usage)) {
+	r := spare.Decode(usage)
+	defer r.GiveBack()
+	var f usageFields
+	if !f.members(&r.Decoder) {
 		return Usage{}, false
 	}
 	return f.usage(op.Dialect)
-}
-
-// usageReader is a decoder and what it reads from; its stacks of names are most of what reading a usage costs.
-type usageReader struct {
-	decoder jsontext.Decoder
-	source  bytes.Buffer
-}
-
-var usageReaders = sync.Pool{New: func() any { return new(usageReader) }}
-
-func (r *usageReader) begin(raw []byte) *jsontext.Decoder {
-	r.source = *bytes.NewBuffer(raw)
-	r.decoder.Reset(&r.source)
-	return &r.decoder
-}
-
-// giveBack lets another reply be read; the decoder must not hold on to this one.
-func (r *usageReader) giveBack() {
-	r.begin(nil)
-	usageReaders.Put(r)
 }
 
 // readEach sums the usage of a list of replies.
@@ -165,12 +145,10 @@ func (f *usageFields) object(d *jsontext.Decoder, depth int) bool {
 			switch string(name) {
 			case "usage":
 				if depth <= 1 {
-					f.seen = true
 					return f.members(d)
 				}
 			case "billed_units":
 				if depth == 1 {
-					f.seen = true
 					return f.members(d)
 				}
 			case "response", "message", "meta":
@@ -185,6 +163,7 @@ func (f *usageFields) object(d *jsontext.Decoder, depth int) bool {
 
 // members reads a usage object.
 func (f *usageFields) members(d *jsontext.Decoder) bool {
+	f.seen = true
 	return members(d, func(name []byte) bool { return f.number(d, name) })
 }
 
