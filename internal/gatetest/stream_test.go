@@ -259,7 +259,7 @@ func TestAClientThatHangsUpCutsTheUpstream(t *testing.T) {
 				leave()
 				_ = resp.Body.Close()
 				g.Gone()
-				if took := time.Since(left); took > 500*time.Millisecond { // 100 ms where nothing else runs
+				if took := time.Since(left); took > 2*time.Second { // 100 ms where nothing else runs
 					t.Errorf("%s: the upstream was cut after %s", s.name, took)
 				}
 				r := g.Record(resp.Header.Get("X-Request-Id"))
