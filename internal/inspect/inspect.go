@@ -72,13 +72,11 @@ type Body struct {
 	buffer      *spare.Buffer // what Bytes lies in, when it can be used again
 }
 
-// Free lets another request have the memory of the bytes. It is called once at most, when nothing refers to Bytes or
-// Reader any more; who never calls it leaves them to the garbage collector.
+// Free lets another request have the memory of the bytes, and empties the body. It is called once at most, when nothing
+// refers to Bytes or Reader any more; who never calls it leaves them to the garbage collector.
 func (b *Body) Free() {
-	if b.buffer != nil {
-		b.buffer.GiveBack()
-	}
-	b.Bytes, b.Reader, b.buffer = nil, nil, nil
+	b.buffer.GiveBack()
+	*b = Body{}
 }
 
 // Change is one byte range of the caller's body that does not go up as it came.

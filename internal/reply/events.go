@@ -141,7 +141,9 @@ func (r *Reply) slow(raw []byte, e event) []byte {
 		return raw
 	}
 	out := append(make([]byte, 0, len(raw)+64), e.prefix...)
-	return append(append(out, r.walk.edited()...), e.suffix...)
+	out = append(append(out, r.walk.edited()...), e.suffix...)
+	r.walk.free() // few events come here, and a stream may run for an hour
+	return out
 }
 
 // remember keeps how the events of this stream begin. All of vLLM's chunks of one answer have the same id, time and
