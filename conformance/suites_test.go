@@ -49,6 +49,7 @@ func suites() []suite {
 		{realvllm.EmbedC(), []string{"tiny-embed"}, proofsC()},
 		{realvllm.ClassifyD(), []string{"tiny-classify"}, proofsD()},
 		{realvllm.MediaE(upstreamKey), []string{"tiny-vision"}, proofsE()},
+		{realvllm.SpeechF(), []string{"tiny-speech"}, proofsF()},
 	}
 }
 
@@ -85,11 +86,17 @@ func proofsE() []proof {
 		[]proof{upstreamKeyIsNeverSeen, engineKilledWithStreams}) // ends the server
 }
 
+func proofsF() []proof {
+	return slices.Concat([]proof{routesAreCatalogued}, attacksOnSpeech(), operationsOfSpeech(), speechClientsPassUnchanged(),
+		[]proof{recordsHold})
+}
+
 func TestA(t *testing.T) { runSuite(t, "A") }
 func TestB(t *testing.T) { runSuite(t, "B") }
 func TestC(t *testing.T) { runSuite(t, "C") }
 func TestD(t *testing.T) { runSuite(t, "D") }
 func TestE(t *testing.T) { runSuite(t, "E") }
+func TestF(t *testing.T) { runSuite(t, "F") }
 
 // runSuite waits for the configuration's server and runs every proof. Without
 // a server, each proof is NOT RUN.

@@ -146,11 +146,16 @@ func installVLLM(ctx context.Context, w *worker) error {
 }
 
 // withoutTorch is the Requires-Dist lines less torch and its companions, and
-// less what only an extra asks for.
+// less what only an extra asks for: but for vllm[audio], without which the
+// audio routes read no sound.
 func withoutTorch(requires string) string {
 	var keep []string
 	for line := range strings.Lines(requires) {
 		line = strings.TrimSpace(line)
+		need, marker, _ := strings.Cut(line, ";")
+		if strings.ReplaceAll(strings.TrimSpace(marker), `'`, `"`) == `extra == "audio"` {
+			line = strings.TrimSpace(need)
+		}
 		if line == "" || strings.HasPrefix(line, "torch") || strings.Contains(line, "extra ==") {
 			continue
 		}

@@ -47,3 +47,8 @@ func MediaE(key string) Config {
 		Args: []string{"--max-model-len", "1024"},
 	}
 }
+
+// SpeechF is a Whisper by default flags, without a key.
+func SpeechF() Config {
+	return Config{Name: "F", Model: "speech", Served: "tiny-speech", Args: []string{"--max-model-len", "64"}}
+}

@@ -32,7 +32,7 @@ const (
 // Config is one way to start vLLM.
 type Config struct {
 	Name   string   // "A": names the folder and the log
-	Model  string   // folder of the models part: generate, embed, classify, multimodal
+	Model  string   // folder of the models part: generate, embed, classify, multimodal, speech
 	Served string   // --served-model-name
 	Key    string   // VLLM_API_KEY; "" starts without a key
 	Socket bool     // listen on a UNIX socket instead of loopback TCP

@@ -1,15 +1,19 @@
 """Runs a fixed list of calls with the official Python SDKs at their defaults.
 
-usage: BASE_URL=http://… KEY=… MODEL=… client.py openai|anthropic|embeddings
+usage: BASE_URL=http://… KEY=… MODEL=… client.py openai|anthropic|embeddings|audio
 
 Prints one line of JSON per call: {"case", "result"} or {"case", "error"}. What
 differs between two runs of the same server is taken out (ids, times), so that
 two outputs can be compared line by line.
 """
 
+import io
 import json
+import math
 import os
+import struct
 import sys
+import wave
 
 BASE, KEY, MODEL = os.environ["BASE_URL"], os.environ["KEY"], os.environ["MODEL"]
 TIMEOUT = 60
@@ -162,5 +166,43 @@ def embeddings_calls():
     run("error.long", lambda: c.embeddings.create(model=MODEL, input="0123456789" * 900))
 
 
+def tone():
+    """Half a second of 440 Hz as a WAV file."""
+    out = io.BytesIO()
+    with wave.open(out, "wb") as w:
+        w.setnchannels(1)
+        w.setsampwidth(2)
+        w.setframerate(16000)
+        w.writeframes(b"".join(struct.pack("<h", int(8000 * math.sin(2 * math.pi * 440 * i / 16000))) for i in range(8000)))
+    return out.getvalue()
+
+
+def delta_text(event):
+    """The text of a chunk of vLLM's, which the SDK has no type for."""
+    choices = event.model_dump(warnings=False).get("choices") or []
+    return "".join(c["delta"].get("content") or "" for c in choices)
+
+
+def audio_calls():
+    import openai
+
+    c = openai.OpenAI(base_url=BASE + "/v1", api_key=KEY, max_retries=0, timeout=TIMEOUT)
+    create = c.audio.transcriptions.create
+    base = {"model": MODEL, "file": ("a.wav", tone())}
+
+    run("models.list", lambda: sorted(m.id for m in c.models.list()))
+    run("transcription", lambda: create(**base))
+    run("transcription.parameters", lambda: create(language="en", prompt="hello", temperature=0, response_format="json", **base))
+    run("transcription.verbose", lambda: create(response_format="verbose_json", timestamp_granularities=["segment"], **base))
+    run("transcription.stream", lambda: "".join(delta_text(e) for e in create(stream=True, **base)))
+    run("translation", lambda: c.audio.translations.create(**base))
+    run("translation.verbose", lambda: c.audio.translations.create(response_format="verbose_json", **base))
+    run("error.model", lambda: create(**base | {"model": "no-such-model"}))
+    run("error.file", lambda: create(**base | {"file": ("a.wav", b"no sound")}))
+    run("error.language", lambda: create(language="xx", **base))
+    wrong = openai.OpenAI(base_url=BASE + "/v1", api_key="sk-wrong", max_retries=0, timeout=TIMEOUT)
+    run("audio.key", lambda: wrong.audio.transcriptions.create(**base))
+
+
 if __name__ == "__main__":
-    {"openai": openai_calls, "anthropic": anthropic_calls, "embeddings": embeddings_calls}[sys.argv[1]]()
+    {"openai": openai_calls, "anthropic": anthropic_calls, "embeddings": embeddings_calls, "audio": audio_calls}[sys.argv[1]]()

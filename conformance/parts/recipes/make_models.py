@@ -6,6 +6,7 @@ FOLDER/generate    a Llama of 2 layers with a ChatML template
 FOLDER/embed       a BERT without a head, mean pooling
 FOLDER/classify    the same with 3 labels
 FOLDER/multimodal  a LLaVA: a CLIP tower of 3 layers before the same Llama
+FOLDER/speech      a Whisper that hears 2 seconds at a time
 
 The weights are random and seeded: the answers are gibberish, but the same
 gibberish on every machine, with real token counts, streams and caches.
@@ -29,7 +30,13 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
 )
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 CHAT_SPECIALS = ["<|pad|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 
@@ -47,6 +54,15 @@ CHATML = (
     "<|im_end|>\n{% endfor %}"
     "{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+# What vLLM's prompt for a Whisper is made of, and the languages among which it
+# lets the model choose.
+SPEECH_SPECIALS = [
+    "<|endoftext|>",
+    "<|startoftranscript|>",
+    *(f"<|{code}|>" for code in LANGUAGES),
+    *(f"<|{task}|>" for task in ("translate", "transcribe", "startoflm", "prev", "startofprev", "nospeech", "notimestamps")),
+]
 
 WORDS = [
     "the quick brown fox jumps over the lazy dog",
@@ -204,6 +220,67 @@ def rename_tower(out):
     save_file(new, path, metadata={"format": "pt"})
 
 
+def speech_tokenizer():
+    """The same byte-level BPE in Whisper's own class. The time stamps come last:
+    vLLM takes every token from the first of them on for one."""
+    bpe = json.loads(byte_level([]).to_str())["model"]
+    tok = WhisperTokenizer(vocab=bpe["vocab"], merges=[tuple(pair) for pair in bpe["merges"]])
+    tok.add_special_tokens({"additional_special_tokens": SPEECH_SPECIALS})
+    tok.add_tokens([f"<|{i * 0.02:.2f}|>" for i in range(101)])
+    return tok
+
+
+def make_speech(out):
+    tok = speech_tokenizer()
+    end = tok.convert_tokens_to_ids("<|endoftext|>")
+    config = WhisperConfig(
+        vocab_size=640,
+        d_model=64,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=128,
+        decoder_ffn_dim=128,
+        max_source_positions=100,
+        max_target_positions=64,
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=end,
+        decoder_start_token_id=tok.convert_tokens_to_ids("<|startoftranscript|>"),
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+    torch.manual_seed(4)
+    model = WhisperForConditionalGeneration(config)
+    listen(model, tok, end)
+    model.to(torch.bfloat16).save_pretrained(out)
+    # 100 source positions are 200 frames of 10 ms.
+    WhisperProcessor(feature_extractor=WhisperFeatureExtractor(chunk_length=2), tokenizer=tok).save_pretrained(out)
+
+
+def listen(model, tok, specials):
+    """Makes the answer depend on the sound.
+
+    The head is the embedding here (vLLM ties them), so speak_plainly would make
+    the model repeat its last token: the last norm is made larger instead, and
+    positions and sound outweigh the token.
+    """
+    decoder, encoder = model.model.decoder, model.model.encoder
+    with torch.no_grad():
+        decoder.embed_positions.weight.mul_(60)
+        decoder.layer_norm.weight.mul_(60)
+        encoder.conv1.weight.mul_(4)
+        encoder.conv2.weight.mul_(4)
+        for layer in decoder.layers:
+            layer.encoder_attn.v_proj.weight.mul_(8)
+            layer.encoder_attn.out_proj.weight.mul_(4)
+        for i in range(model.proj_out.weight.shape[0]):
+            text = tok.decode([i]) if i < specials else ""
+            if not text or not text.isascii() or not text.isprintable():
+                model.proj_out.weight[i] = 0
+
+
 def main(folder):
     make_generate(os.path.join(folder, "generate"))
     make_pooling(os.path.join(folder, "embed"), BertModel)
@@ -216,6 +293,7 @@ def main(folder):
         label2id={name: i for i, name in labels.items()},
     )
     make_multimodal(os.path.join(folder, "multimodal"))
+    make_speech(os.path.join(folder, "speech"))
     print(json.dumps(sorted(os.listdir(folder))))
 
 
