@@ -87,8 +87,12 @@ func TestAnUpstreamThatLies(t *testing.T) {
 				t.Errorf("%s: the record holds %q: %s", name, word, r.Detail)
 			}
 		}
-		if a := g.Do(g.Chat("app")); a.Status != 200 {
-			t.Fatalf("%s: the request after it: %d %s", name, a.Status, a.Body)
+		after := g.Do(g.Chat("app"))
+		if row.b.Kind == vllmtest.CloseAfter && after.Reason() == "upstream_failed" {
+			after = g.Do(g.Chat("app")) // the close and the next request crossed on the way: it is not sent twice, so it failed
+		}
+		if after.Status != 200 {
+			t.Fatalf("%s: the request after it: %d %s", name, after.Status, after.Body)
 		}
 	}
 }
