@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"net/netip"
-	"reflect"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
@@ -32,16 +31,9 @@ type Allow struct {
 // ParseNode reads the isolate part of a node's vallum.yaml: the file is decoded as strictly as by Parse, but what else
 // stands there is not judged, for a node that only runs vLLM has no upstreams. The error is a *Problems.
 func ParseNode(name string, b []byte) (*Isolate, error) {
-	p := &Problems{File: name, text: strings.Split(string(b), "\n")}
-	var doc yaml.Node
-	if err := yaml.Load(b, &doc); err != nil {
-		p.List = append(p.List, syntaxProblem(err))
+	c, d, p := decodeFile(name, b)
+	if d == nil {
 		return nil, p
-	}
-	d := &decoder{where: map[string]*yaml.Node{}}
-	c := &Config{}
-	if doc.Kind == yaml.DocumentNode && len(doc.Content) == 1 {
-		d.value(doc.Content[0], "", reflect.ValueOf(c).Elem())
 	}
 	if c.Isolate == nil {
 		d.at("isolate", "is missing", "isolate: {fleet_key: \"the line in fleet.pub\"}")

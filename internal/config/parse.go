@@ -22,22 +22,9 @@ const maxFile = 4 << 20
 
 // Parse reads a configuration. The error is a *Problems with everything that is wrong, or nil.
 func Parse(name string, b []byte) (*Config, error) {
-	p := &Problems{File: name, text: strings.Split(string(b), "\n")}
-	if len(b) > maxFile {
-		p.List = append(p.List, Problem{Line: 1, Column: 1, Path: "file", What: "is larger than 4 MiB", Right: "a configuration"})
+	c, d, p := decodeFile(name, b)
+	if d == nil {
 		return nil, p
-	}
-	var doc yaml.Node
-	if err := yaml.Load(b, &doc); err != nil {
-		p.List = append(p.List, syntaxProblem(err))
-		return nil, p
-	}
-	d := &decoder{where: map[string]*yaml.Node{}}
-	c := &Config{}
-	if doc.Kind == yaml.DocumentNode && len(doc.Content) == 1 {
-		d.value(doc.Content[0], "", reflect.ValueOf(c).Elem())
-	} else {
-		d.say(&yaml.Node{Line: 1, Column: 1}, "file", "is not a mapping", "version: 1 and what follows")
 	}
 	c.checkDecoded(d)
 	if len(d.problems) > 0 {
@@ -47,6 +34,28 @@ func Parse(name string, b []byte) (*Config, error) {
 	}
 	c.Defaults()
 	return c, nil
+}
+
+// decodeFile decodes the one document of a file, without judging what it says. The decoder is nil when there is none to
+// judge: then p has the problem.
+func decodeFile(name string, b []byte) (c *Config, d *decoder, p *Problems) {
+	p = &Problems{File: name, text: strings.Split(string(b), "\n")}
+	if len(b) > maxFile {
+		p.List = append(p.List, Problem{Line: 1, Column: 1, Path: "file", What: "is larger than 4 MiB", Right: "a configuration"})
+		return nil, nil, p
+	}
+	var doc yaml.Node
+	if err := yaml.Load(b, &doc); err != nil {
+		p.List = append(p.List, syntaxProblem(err))
+		return nil, nil, p
+	}
+	c, d = &Config{}, &decoder{where: map[string]*yaml.Node{}}
+	if doc.Kind == yaml.DocumentNode && len(doc.Content) == 1 {
+		d.value(doc.Content[0], "", reflect.ValueOf(c).Elem())
+	} else {
+		d.say(&yaml.Node{Line: 1, Column: 1}, "file", "is not a mapping", "version: 1 and what follows")
+	}
+	return c, d, p
 }
 
 // checkDecoded judges what was decoded. Where decoding itself found a problem the value is missing, and what follows
