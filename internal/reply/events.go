@@ -121,12 +121,14 @@ func (r *Reply) slow(raw []byte, e event) []byte {
 	case vllm.Anthropic:
 		if f.kind == "message_delta" {
 			// vLLM has no stop_reason for an abort (entrypoints/anthropic/serving.py, _to_anthropic_stop_reason)
-			r.final, r.aborted = r.final || !f.usageAt.empty(), r.aborted || f.stopNull
+			r.final, r.aborted = r.final || !f.usageAt.empty(), r.aborted || !f.stopped
 		}
 		r.ended = r.ended || f.kind == "message_stop"
 	case vllm.Responses:
+		// response.incomplete is the last event of one that was cut from 0.33.0 on; before it is response.completed
 		if f.kind == "response.completed" || f.kind == "response.incomplete" {
 			r.ended, r.final = true, !f.usageAt.empty()
+			r.aborted = r.aborted || r.nothing()
 		}
 	default:
 		if f.noChoices && !f.usageAt.empty() {

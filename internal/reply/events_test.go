@@ -1,6 +1,7 @@
 package reply
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -119,6 +120,34 @@ func TestResponsesStream(t *testing.T) {
 	}
 	if u := r.Usage(); u != (vllm.Usage{Prompt: 9, Cached: 8, Completion: 7, Counted: true}) || r.Chunks() != 1 || r.Ended() != verdict.Complete {
 		t.Errorf("%+v, %d chunks, %s", u, r.Chunks(), r.Ended())
+	}
+}
+
+// vLLM's own last events of a response, and what each means: status says more than the event's name.
+func TestHowAResponsesStreamEnds(t *testing.T) {
+	for _, c := range []struct {
+		kind, status string
+		output       int
+		ended        verdict.Ended
+	}{
+		{"response.completed", "completed", 7, verdict.Complete},
+		{"response.completed", "incomplete", 7, verdict.Complete},         // its length ended it, up to 0.32.0
+		{"response.incomplete", "incomplete", 7, verdict.Complete},        // the same from 0.33.0 on
+		{"response.completed", "cancelled", 7, verdict.UpstreamAborted},   // a harmony model's on SIGTERM
+		{"response.completed", "incomplete", 0, verdict.UpstreamAborted},  // the same before its first token
+		{"response.incomplete", "incomplete", 0, verdict.UpstreamAborted}, // the same from 0.33.0 on
+		{"response.completed", "failed", 7, verdict.UpstreamAborted},
+		{"response.failed", "failed", 7, verdict.UpstreamErrorEvent},
+	} {
+		r := New(Options{Operation: operation(t, "responses.create"), Stream: true})
+		in := event1(c.kind, fmt.Sprintf(`{"response":{"id":"r","model":"tiny","status":%q,"output":[{"status":"completed"}],"usage":{"input_tokens":9,"output_tokens":%d,"total_tokens":16}},"sequence_number":2,"type":%q}`, c.status, c.output, c.kind))
+		got := stream(r, verdict.Complete, event1("response.created", `{"response":{"id":"r","status":"in_progress"},"sequence_number":0,"type":"response.created"}`), in)
+		if r.Ended() != c.ended {
+			t.Errorf("%s with status %s and %d tokens ended %s, want %s", c.kind, c.status, c.output, r.Ended(), c.ended)
+		}
+		if c.ended != verdict.UpstreamErrorEvent && !strings.HasSuffix(got, in) {
+			t.Errorf("%s with status %s: the caller reads %q", c.kind, c.status, got)
+		}
 	}
 }
 

@@ -133,11 +133,19 @@ func (r *Reply) json(status int, body []byte) ([]byte, verdict.Verdict) {
 		return nil, r.Failed(status, body)
 	}
 	r.ended, r.final = true, true
-	r.aborted = r.walk.found.aborted || r.dialect() == vllm.Anthropic && r.walk.found.stopNull
 	r.count(body)
+	// vLLM leaves out what is null in a whole message (entrypoints/anthropic/api_router.py, exclude_none)
+	f := &r.walk.found
+	r.aborted = f.aborted || r.nothing() || r.dialect() == vllm.Anthropic && f.kind == "message" && !f.stopped
 	out := r.walk.edited()
 	r.walk.text = nil // its memory is another answer's once this one was written
 	return out, verdict.Allow()
+}
+
+// nothing reports whether a response is called incomplete although it has no token: its length cannot have ended it. vLLM
+// says so of a harmony model's request that it dropped before the first token.
+func (r *Reply) nothing() bool {
+	return r.walk.found.cut && r.usage.Counted && r.usage.Completion == 0
 }
 
 // count reads the usage of the answer or event that was just walked.

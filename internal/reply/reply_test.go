@@ -150,10 +150,25 @@ func TestAbortedAnswersAreToldFromSuccess(t *testing.T) {
 		{"chat.create", `{"choices":[{"index":0,"finish_reason":"stop"},{"finish_reason" : "abort"}]}`},
 		{"completions.create", `{"choices":[{"text":"x","finish_reason":"abort"}]}`},
 		{"messages.create", strings.Replace(messagesWhole, `"end_turn"`, "null", 1)},
+		{"messages.create", strings.Replace(messagesWhole, `"stop_reason":"end_turn",`, "", 1)},
 		{"responses.create", `{"status":"cancelled","error":null}`},
+		{"responses.create", `{"status":"failed","error":null}`},
+		{"responses.create", `{"status":"incomplete","error":null,"usage":{"input_tokens":9,"output_tokens":0}}`},
 	} {
 		r := New(Options{Operation: operation(t, c.op)})
 		if _, v := r.Whole(200, "application/json", []byte(c.body)); v.Refused() || r.Ended() != verdict.UpstreamAborted {
+			t.Errorf("%s: ended %s, %v", c.body, r.Ended(), v.Err())
+		}
+	}
+	for _, c := range []struct{ op, body string }{
+		{"messages.create", messagesWhole},
+		{"messages.count_tokens", `{"input_tokens":9}`},
+		{"responses.create", `{"status":"completed","error":null,"usage":{"input_tokens":9,"output_tokens":0}}`},
+		{"responses.create", `{"status":"incomplete","error":null,"usage":{"input_tokens":9,"output_tokens":1}}`},
+		{"responses.create", `{"status":"incomplete","error":null,"usage":null,"output":[{"status":"cancelled"}]}`},
+	} {
+		r := New(Options{Operation: operation(t, c.op)})
+		if _, v := r.Whole(200, "application/json", []byte(c.body)); v.Refused() || r.Ended() != verdict.Complete {
 			t.Errorf("%s: ended %s, %v", c.body, r.Ended(), v.Err())
 		}
 	}

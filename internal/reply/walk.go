@@ -51,9 +51,10 @@ type found struct {
 	tokens    tokens
 	noChoices bool   // "choices": []
 	failed    bool   // an "error" that is not null, at the top
-	aborted   bool   // a finish_reason "abort", or a response that was cancelled
+	aborted   bool   // a finish_reason "abort", or a response that was cancelled or failed
+	cut       bool   // a response that is incomplete: of its length, or of an abort before its first token
 	kind      string // "type" at the top
-	stopNull  bool   // "stop_reason" stands there and is null: Anthropic's form of an abort
+	stopped   bool   // a "stop_reason" that is not null: without it Anthropic's form tells of an abort
 	modelAt   span   // the value of the first "model" that was found
 }
 
@@ -157,7 +158,7 @@ func (w *walker) member(p place, name []byte) error {
 		w.detail(name, value, at)
 	case delta:
 		if string(name) == `"stop_reason"` {
-			w.found.stopNull = kind == 'n'
+			w.found.stopped = kind != 'n'
 		}
 	case choice:
 		if string(name) == `"finish_reason"` && string(value) == `"abort"` {
@@ -246,13 +247,16 @@ func (w *walker) header(p place, name, value []byte, at span) {
 			w.found.kind = unquoted(value)
 		}
 	case `"status"`:
-		w.found.aborted = w.found.aborted || string(value) == `"cancelled"`
+		// entrypoints/openai/responses/serving.py, responses_full_generator: an abort is "cancelled" for harmony models,
+		// "completed" for all others, which nothing tells from success
+		w.found.aborted = w.found.aborted || string(value) == `"cancelled"` || string(value) == `"failed"`
+		w.found.cut = string(value) == `"incomplete"`
 	case `"error"`:
 		if p == top && value[0] != 'n' {
 			w.found.failed = true
 		}
 	case `"stop_reason"`:
-		w.found.stopNull = value[0] == 'n'
+		w.found.stopped = value[0] != 'n'
 	case `"kv_transfer_params"`, `"ec_transfer_params"`:
 		// with a connector these are the engine's addresses and block ids (CVE-2026-94622), for a router of vLLM's own
 		if value[0] != 'n' {
