@@ -116,6 +116,7 @@ var streamLies = []struct {
 	{vllmtest.Behaviour{Kind: vllmtest.ErrorEvent, After: 3}, "upstream_failed", "upstream_error_event"},
 	{vllmtest.Behaviour{Kind: vllmtest.BareStream}, "upstream_failed", "upstream_error"},
 	{vllmtest.Behaviour{Kind: vllmtest.FinishAbort}, "", "upstream_aborted"},
+	{vllmtest.Behaviour{Kind: vllmtest.FinishAbortHarmony}, "", "upstream_aborted"},
 	{vllmtest.Behaviour{Kind: vllmtest.NeverAnswer}, "upstream_timeout", "timeout"},
 	{vllmtest.Behaviour{Kind: vllmtest.EngineDead}, "upstream_failed", "upstream_error"},
 	{vllmtest.Behaviour{Kind: vllmtest.Overloaded}, "upstream_busy", "upstream_error"},
@@ -131,10 +132,10 @@ func TestAStreamThatLies(t *testing.T) {
 				name := fmt.Sprintf("%s after %d", row.b.Kind, row.b.After)
 				ended := row.ended
 				if s.name == "responses" && row.b.Kind == vllmtest.ErrorEvent {
-					ended = "upstream_ended_early" // its stream has no error event: it just ends
+					ended = "upstream_ended_early" // its stream has no error event: it is cut
 				}
-				if row.b.Kind == vllmtest.FinishAbort && (s.name == "responses" || s.name == "messages") {
-					continue // these have no word for it
+				if s.name == "responses" && row.b.Kind == vllmtest.FinishAbort {
+					ended = "complete" // vLLM calls it completed, and nothing tells it apart
 				}
 				before := g.Fake.Arrived()
 				g.Fake.Next(row.b)
@@ -158,5 +159,21 @@ func TestAStreamThatLies(t *testing.T) {
 				t.Errorf("the stream after all of them: %d %s", a.Status, a.Body)
 			}
 		})
+	}
+}
+
+// An answer that is not streamed says in the same words that the engine dropped its request.
+func TestAWholeAnswerThatWasAborted(t *testing.T) {
+	t.Parallel()
+	g := Start(t, Options{})
+	for _, s := range streams {
+		body := strings.Replace(s.body, `"stream":true,`, "", 1)
+		for kind, ended := range map[vllmtest.Kind]string{vllmtest.FinishAbortHarmony: "upstream_aborted", vllmtest.Normal: "complete"} {
+			g.Fake.Next(vllmtest.Behaviour{Kind: kind})
+			a := g.Do(Request{Path: s.path, Key: g.Secret("app"), Body: body})
+			if r := g.Record(a.ID()); a.Status != 200 || r.Ended != ended {
+				t.Errorf("%s %q: %d %s, recorded as %q, want %q", s.name, kind, a.Status, a.Body, r.Ended, ended)
+			}
+		}
 	}
 }

@@ -43,7 +43,7 @@ const (
 	Garbage        Kind = "garbage"          // bytes in the stream that are no event
 	HugeEvent      Kind = "huge-event"       // one event of Size bytes
 	ErrorEvent     Kind = "error-event"      // vLLM's error event inside a 200, then [DONE]
-	FinishAbort    Kind = "finish-abort"     // finish_reason "abort": a server that is shutting down
+	FinishAbort    Kind = "finish-abort"     // finish_reason "abort": a server that is shutting down; a response says "completed"
 	CloseAfter     Kind = "close-after"      // a right answer, after which the connection closes without a word
 	EngineDead     Kind = "engine-dead"      // 500 as from a dead engine
 	Overloaded     Kind = "overloaded"       // 503 as from --max-num-queued-reqs
@@ -55,6 +55,8 @@ const (
 	SplitBytes     Kind = "split-bytes"      // a stream in writes of a single byte
 	CarriageReturn Kind = "carriage-returns" // a stream whose lines end in CR LF
 	KeepAlives     Kind = "keep-alives"      // a stream with comments between its events
+
+	FinishAbortHarmony Kind = "finish-abort-harmony" // FinishAbort of a harmony model: a response says "cancelled"
 )
 
 // before does what happens instead of an answer. It reports whether the request is dealt with.

@@ -17,9 +17,12 @@ func responses(x *exchange) {
 	if !ok {
 		return
 	}
-	status := "completed"
-	if g.finish == "length" {
+	status := "completed" // also of what was aborted: only harmony models' answers tell (serving.py, responses_full_generator)
+	switch {
+	case g.finish == "length":
 		status = "incomplete"
+	case x.b.Kind == FinishAbortHarmony:
+		status = "cancelled"
 	}
 	if !g.stream {
 		x.json("%s", x.response(g, status))
@@ -75,11 +78,14 @@ func (x *exchange) streamResponse(g *generation, status string) {
 	for _, word := range g.words {
 		ok = ok && send("response.output_text.delta", `%s,"delta":%s,"logprobs":[]`, at, quote(word))
 	}
-	// response.completed also ends what is "incomplete" (measured)
+	last := "response.completed"
+	if status == "incomplete" {
+		last = "response.incomplete" // from 0.33.0 on
+	}
 	ok = ok && send("response.output_text.done", `%s,"logprobs":[],"text":%s`, at, quote(g.text())) &&
 		send("response.content_part.done", `%s,"part":%s`, at, x.responsePart(g, true)) &&
 		send("response.output_item.done", `"item":%s,"output_index":0`, x.responseItem(g, "completed", x.responsePart(g, true))) &&
-		send("response.completed", `"response":%s`, x.response(g, status))
+		send(last, `"response":%s`, x.response(g, status))
 	if ok {
 		x.endStream()
 	}
@@ -101,16 +107,18 @@ func messages(x *exchange) {
 	if !ok {
 		return
 	}
-	stop := map[string]string{"stop": "end_turn", "length": "max_tokens"}[g.finish]
-	if stop == "" {
-		stop = g.finish
+	// _to_anthropic_stop_reason of vLLM 0.32.0 has no word for an abort: null in a stream, and left out of a whole
+	// message, as all that is null there (entrypoints/anthropic/api_router.py, exclude_none)
+	stop, whole := "null", ""
+	if word := map[string]string{"stop": "end_turn", "length": "max_tokens"}[g.finish]; word != "" {
+		stop, whole = quote(word), fmt.Sprintf(`"stop_reason":%s,`, quote(word))
 	}
 	if g.stream {
 		x.streamMessage(g, stop)
 		return
 	}
-	x.json(`{"id":%s,"type":"message","role":"assistant","content":[{"type":"text","text":%s}],"model":%s,"stop_reason":%s,"stop_sequence":null,"usage":%s}`,
-		quote(g.id), quote(g.text()), quote(g.model), quote(stop), x.messageUsage(g))
+	x.json(`{"id":%s,"type":"message","role":"assistant","content":[{"type":"text","text":%s}],"model":%s,%s"usage":%s}`,
+		quote(g.id), quote(g.text()), quote(g.model), whole, x.messageUsage(g))
 }
 
 // messageUsage excludes cached tokens from input_tokens where they are told (measured).
@@ -120,6 +128,9 @@ func (x *exchange) messageUsage(g *generation) string {
 		return "null"
 	case g.details:
 		return fmt.Sprintf(`{"input_tokens":%d,"output_tokens":%d,"cache_creation_input_tokens":0,"cache_read_input_tokens":%d}`, g.prompt-g.cached, g.completion(), g.cached)
+	}
+	if !g.stream {
+		return fmt.Sprintf(`{"input_tokens":%d,"output_tokens":%d}`, g.prompt, g.completion())
 	}
 	return fmt.Sprintf(`{"input_tokens":%d,"output_tokens":%d,"cache_creation_input_tokens":null,"cache_read_input_tokens":null}`, g.prompt, g.completion())
 }
@@ -135,7 +146,7 @@ func (x *exchange) streamMessage(g *generation, stop string) {
 		ok = ok && send("content_block_delta", `,"index":0,"delta":{"type":"text_delta","text":%s}`, quote(word))
 	}
 	ok = ok && send("content_block_stop", `,"index":0`) &&
-		send("message_delta", `,"delta":{"stop_reason":%s,"stop_sequence":null},"usage":%s`, quote(stop), x.messageUsage(g)) &&
+		send("message_delta", `,"delta":{"stop_reason":%s,"stop_sequence":null},"usage":%s`, stop, x.messageUsage(g)) &&
 		send("message_stop", "")
 	if ok {
 		x.endStream()
@@ -155,7 +166,10 @@ func countTokens(x *exchange) {
 func (x *exchange) errorEvent() {
 	const message = "EngineCore encountered an issue at 0x7f12ab34cd56"
 	switch {
-	case strings.HasPrefix(x.r.Path, "/v1/responses"): // the stream just ends there
+	case strings.HasPrefix(x.r.Path, "/v1/responses"):
+		// responses_stream_generator reads the error as an event of its own, which it is not: uvicorn cuts the stream
+		x.broken = true
+		return
 	case strings.HasPrefix(x.r.Path, "/v1/messages"):
 		x.chunk("event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"InternalServerError\",\"message\":" + quote(message) + "}}\n\n")
 	default:

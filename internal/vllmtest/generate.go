@@ -125,7 +125,7 @@ func (x *exchange) cap(g *generation, caps []string) bool {
 	for i := range limit {
 		g.words = append(g.words, vocabulary[int(i)%len(vocabulary)])
 	}
-	if x.b.Kind == FinishAbort {
+	if x.b.Kind == FinishAbort || x.b.Kind == FinishAbortHarmony {
 		g.finish = "abort"
 	}
 	return true

@@ -187,6 +187,29 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
+// How each dialect says that the engine dropped a request, as the sources of vLLM 0.32.0 have it.
+func TestAborts(t *testing.T) {
+	s := Start(t, Options{})
+	for _, c := range []struct {
+		kind       Kind
+		path, body string
+		want, not  string
+	}{
+		{FinishAbort, "/v1/messages", `{"model":"tiny","max_tokens":9,"messages":[]}`, `"model":"tiny","usage"`, "stop_reason"},
+		{FinishAbort, "/v1/messages", `{"model":"tiny","max_tokens":9,"messages":[],"stream":true}`, `"delta":{"stop_reason":null,"stop_sequence":null}`, "abort"},
+		{FinishAbort, "/v1/responses", `{"input":"hi"}`, `"status":"completed"`, "abort"},
+		{FinishAbort, "/v1/responses", `{"input":"hi","stream":true}`, `"response.completed"`, "cancelled"},
+		{FinishAbortHarmony, "/v1/responses", `{"input":"hi"}`, `"status":"cancelled"`, "abort"},
+		{FinishAbortHarmony, "/v1/responses", `{"input":"hi","stream":true}`, `"status":"cancelled","text"`, "abort"},
+		{Normal, "/v1/responses", `{"input":"hi","stream":true,"max_output_tokens":1}`, "event: response.incomplete\n", "response.completed"},
+	} {
+		s.Next(Behaviour{Kind: c.kind})
+		if status, body := post(t, s, c.path, c.body); status != 200 || !strings.Contains(body, c.want) || strings.Contains(body, c.not) {
+			t.Errorf("%s %s %s: %d %s", c.kind, c.path, c.body, status, body)
+		}
+	}
+}
+
 // The same long prompt is cached for the salt that sent it, and for no other (http.md's table, measured).
 func TestPrefixCache(t *testing.T) {
 	s := Start(t, Options{PromptDetails: true})
