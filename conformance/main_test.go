@@ -87,6 +87,9 @@ func expected() []report.Row {
 	for _, p := range readerProofs {
 		rows = append(rows, report.Row{Property: p.name, Part: readerPart, Version: vllmVersion})
 	}
+	for _, p := range torchProofs {
+		rows = append(rows, report.Row{Property: p.name, Part: torchPart, Version: torchVersion})
+	}
 	for _, s := range suites() {
 		for _, p := range s.proofs {
 			rows = append(rows, report.Row{Property: p.name, Part: s.part(), Version: vllmVersion})

@@ -199,14 +199,18 @@ func byEthernet(to netip.Addr) (*netlink.Route, error) {
 	return &netlink.Route{LinkIndex: eth.Attrs().Index, Dst: dst}, nil
 }
 
-// TakeAddress gives the node an address of another machine on the same Ethernet, and drops its own.
+// TakeAddress gives the node an address of another machine on the same Ethernet. Its own is dropped, or the kernel would
+// go on to send from it.
 func (n *Node) TakeAddress(of netip.Addr) error {
 	return n.Do(func() error {
 		eth, err := netlink.LinkByName(Ethernet)
 		if err != nil {
 			return err
 		}
-		return errors.Join(netlink.AddrAdd(eth, address(of)), netlink.AddrDel(eth, address(n.Under)))
+		if err := netlink.AddrDel(eth, address(n.Under)); err != nil && !errors.Is(err, syscall.EADDRNOTAVAIL) {
+			return err
+		}
+		return netlink.AddrAdd(eth, address(of))
 	})
 }
 

@@ -39,7 +39,6 @@ type Recording struct {
 	lost    int
 	stop    atomic.Bool
 	stopped chan struct{}
-	closed  sync.Once
 }
 
 // Record begins to record what crosses the switch.
