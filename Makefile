@@ -20,7 +20,7 @@ test: ## unit, script, seed and tree tests; needs only Go
 	@if [ -n "$(RACE)" ]; then $(GO) test $(RACE) -shuffle=on -timeout 5m $(RACED); fi
 
 # The packages in which requests run side by side; the rest is pure.
-RACED = ./internal/gateway ./internal/forward ./internal/limit ./internal/authn ./internal/audit ./internal/upstream ./internal/daemon ./internal/meter
+RACED = ./internal/http1 ./internal/gateway ./internal/forward ./internal/limit ./internal/authn ./internal/audit ./internal/upstream ./internal/daemon ./internal/meter
 
 lint: cross ## vet, staticcheck, errcheck, gofumpt, deadcode; govulncheck where its database is reached
 	$(GO) vet ./...

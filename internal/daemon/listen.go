@@ -15,17 +15,23 @@ import (
 	"github.com/vallum/vallum/internal/config"
 )
 
-// maxHeaderBytes bounds a request's header block. Real clients send 1.3 KB at most. net/http answers a larger one with
-// a bare 431 of its own: no request existed.
+// maxHeaderBytes bounds a request's header block. Real clients send 1.3 KB at most. A larger one is answered with a bare
+// 431: no request existed.
 const maxHeaderBytes = 64 << 10
 
 // server is one listener and what answers on it.
 type server struct {
 	listener net.Listener
-	http     *http.Server
-	tls      bool
+	http     service
 	url      string // where a client reaches it
 	what     string // "probes" or "admin"; "" for clients
+}
+
+// service is an HTTP server: net/http's for probes and administration, our own loop for clients.
+type service interface {
+	Serve(net.Listener) error
+	Shutdown(context.Context) error
+	Close() error
 }
 
 // listen opens a TCP address, or a UNIX socket for unix:/path. A socket file that nobody listens on any more is
@@ -59,22 +65,18 @@ func listen(address string) (net.Listener, error) {
 	return l, nil
 }
 
-// newServer is an HTTP server with every deadline set but one on writing: a stream may last for hours, so each write
-// has a deadline of its own. OPTIONS * is answered by the gateway, not by net/http.
-func newServer(handler http.Handler, t config.Timeouts, log *slog.Logger) *http.Server {
-	s := &http.Server{
+// newServer is net/http's server, with every deadline set but one on writing: a stream may last for hours, so each write
+// has a deadline of its own. OPTIONS * is answered by the handler, not by net/http.
+func newServer(handler http.Handler, t config.Timeouts, base context.Context, log *slog.Logger) *http.Server {
+	return &http.Server{
 		Handler:                      handler,
+		BaseContext:                  func(net.Listener) context.Context { return base },
 		ReadHeaderTimeout:            time.Duration(t.Header),
 		IdleTimeout:                  time.Duration(t.Idle),
 		MaxHeaderBytes:               maxHeaderBytes,
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(quiet{log.Handler()}, slog.LevelDebug),
-		Protocols:                    new(http.Protocols),
-		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: 250, MaxReadFrameSize: 64 << 10, SendPingTimeout: 30 * time.Second, WriteByteTimeout: time.Duration(t.Write)},
 	}
-	s.Protocols.SetHTTP1(true)
-	s.Protocols.SetHTTP2(true)
-	return s
 }
 
 // quiet passes on what net/http logs of broken connections: strangers cause it, so it is for debugging only.
@@ -95,16 +97,10 @@ func tlsConfig(current func() *tls.Certificate) *tls.Config {
 }
 
 func (s *server) serve() error {
-	var err error
-	if s.tls {
-		err = s.http.ServeTLS(s.listener, "", "")
-	} else {
-		err = s.http.Serve(s.listener)
+	if err := s.http.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
 	}
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return err
+	return nil
 }
 
 // urlOf is how a client on this machine reaches a listener.
@@ -117,9 +113,4 @@ func urlOf(l net.Listener, secure bool) string {
 		scheme = "https://"
 	}
 	return scheme + l.Addr().String()
-}
-
-// baseContext gives every request of a server a context that shutdown can end with its cause.
-func baseContext(ctx context.Context) func(net.Listener) context.Context {
-	return func(net.Listener) context.Context { return ctx }
 }

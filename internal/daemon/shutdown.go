@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -19,30 +18,20 @@ func (d *Daemon) listen(work context.Context, conf *config.Config) (clients, oth
 	base, cut := context.WithCancelCause(work)
 	d.cut = cut
 	var opened []*server
-	add := func(address string, handler http.Handler, secure string) (*server, error) {
+	add := func(address string, secure bool, http service) (*server, error) {
 		l, err := listen(address)
 		if err != nil {
 			return nil, err
 		}
-		s := &server{listener: l, http: newServer(handler, conf.Timeouts, d.log), tls: secure != "", url: urlOf(l, secure != "")}
-		s.http.BaseContext = baseContext(base)
-		if secure != "" {
-			s.http.TLSConfig = tlsConfig(func() *tls.Certificate { return d.certs.of(secure) })
-		}
+		s := &server{listener: l, http: http, url: urlOf(l, secure)}
 		opened = append(opened, s)
 		return s, nil
 	}
 	for _, l := range conf.Listen {
-		secure := ""
-		if l.TLS != nil {
-			secure = l.TLS.Certificate
-		}
-		s, err := add(l.Address, d.from(l), secure)
+		s, err := add(l.Address, l.TLS != nil, d.front(base, l, conf.Timeouts))
 		if err != nil {
 			return nil, nil, errors.Join(err, closeAll(opened))
 		}
-		s.listener = counted{s.listener}
-		countMalformed(s.http, d.meter.Malformed)
 		clients = append(clients, s)
 	}
 	for _, o := range []struct {
@@ -52,7 +41,7 @@ func (d *Daemon) listen(work context.Context, conf *config.Config) (clients, oth
 		if o.address == "" || o.address == "off" {
 			continue
 		}
-		s, err := add(o.address, o.handler, "")
+		s, err := add(o.address, false, newServer(o.handler, conf.Timeouts, base, d.log))
 		if err != nil {
 			return nil, nil, errors.Join(fmt.Errorf("%w%s", err, otherPort(o.address, conf)), closeAll(opened))
 		}
@@ -67,17 +56,6 @@ func otherPort(address string, conf *config.Config) string {
 		return "; choose another with --probes ADDRESS, or --probes off"
 	}
 	return ""
-}
-
-// from gives requests of a listener to the snapshot of now, with what the listener knows of who ends TLS.
-func (d *Daemon) from(l config.Listener) http.Handler {
-	proxies := l.ProxyNetworks()
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if d.draining.Load() {
-			w.Header().Set("Connection", "close")
-		}
-		d.current.Load().gateway.Behind(proxies, w, r)
-	})
 }
 
 func closeAll(servers []*server) error {

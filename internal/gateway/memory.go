@@ -80,8 +80,8 @@ func (h *held) give() {
 	h.n = 0
 }
 
-// linger is how long net/http may go on reading a body that nobody wants any more: it discards what is left of one
-// (up to 256 KiB) before it answers, so that a client which writes first and reads then gets the answer.
+// linger is how long a server may go on reading a body that nobody wants any more, so that a client which writes first
+// and reads then gets the answer (net/http, which serves HTTP/2, reads before it answers).
 const linger = 500 * time.Millisecond
 
 // timedBody gives the whole body a deadline, from the request's arrival on: a caller that sends a byte a minute, with a

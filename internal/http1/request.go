@@ -1,0 +1,164 @@
+package http1
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"golang.org/x/net/http/httpguts"
+)
+
+// malformed is what arrived and is no request, with the status that says so and a sentence for its sender.
+type malformed struct {
+	status int
+	says   string
+}
+
+func (m malformed) Error() string { return m.says }
+
+// readRequest waits for the next request and reads its head. The parser is net/http's; what its server asks of a
+// request besides is asked here, a little more strictly: no empty Host, no HTTP/2 preface, no other expectation.
+func (c *conn) readRequest() (*http.Request, error) {
+	s := c.server
+	c.headLeft = -1
+	c.until(time.Now().Add(s.IdleTimeout), s.IdleTimeout/8)
+	if _, err := c.br.Peek(1); err != nil {
+		return nil, errNothingCame
+	}
+	if !c.state.CompareAndSwap(idle, active) {
+		return nil, errNothingCame
+	}
+	c.until(time.Now().Add(s.HeaderTimeout), 0)
+	c.headLeft = max(0, int64(s.MaxHeaderBytes-c.br.Buffered()))
+	if b, _ := c.br.Peek(2); string(b) == "\r\n" { // RFC 9112 §2.2: one empty line before the request line is ignored
+		_, _ = c.br.Discard(2)
+	}
+	req, err := http.ReadRequest(c.br)
+	if err != nil && c.readErr != nil {
+		err = c.readErr
+	}
+	if err != nil {
+		return nil, c.statusOf(err)
+	}
+	c.headLeft = -1
+	if err := check(req); err != nil {
+		return nil, err
+	}
+	req = req.WithContext(c.ctx)
+	req.RemoteAddr, req.TLS = c.remote, c.tls
+	c.body = body{conn: c, from: req.Body, left: req.Body != http.NoBody}
+	c.ownWrite = false
+	if c.body.left {
+		req.Body = &c.body
+	}
+	return req, c.expect(req)
+}
+
+// errNothingCame ends a connection on which no byte of a request arrived.
+var errNothingCame = errors.New("no request came")
+
+// statusOf is the answer to what net/http's parser refused.
+func (c *conn) statusOf(err error) error {
+	var timeout net.Error
+	switch {
+	case errors.Is(err, errHeadTooLarge):
+		return malformed{http.StatusRequestHeaderFieldsTooLarge, "the header block is too large"}
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return malformed{http.StatusRequestTimeout, "the request's header block did not come in time"}
+	case strings.HasPrefix(err.Error(), "unsupported transfer encoding"), strings.HasPrefix(err.Error(), "too many transfer encodings"):
+		return malformed{http.StatusNotImplemented, "the transfer encoding is not chunked"}
+	case c.readErr != nil, errors.Is(err, io.ErrUnexpectedEOF):
+		return malformed{0, "the connection ended within a header block"}
+	}
+	return malformed{http.StatusBadRequest, "what came is no HTTP request"} // the parser's own words quote the sender's bytes
+}
+
+// check is what net/http's server asks of a parsed request: RFC 9112 §3.2 (Host) and §2.3 (version), RFC 9110 §5
+// (names and values).
+func check(req *http.Request) error {
+	if req.ProtoMajor != 1 {
+		return malformed{http.StatusHTTPVersionNotSupported, "the version is not 1.1; version 2 is spoken over TLS only"}
+	}
+	if req.ProtoAtLeast(1, 1) && req.Host == "" {
+		return malformed{http.StatusBadRequest, "there is no Host header"}
+	}
+	if !httpguts.ValidHostHeader(req.Host) {
+		return malformed{http.StatusBadRequest, "the Host header is no host"}
+	}
+	for name, values := range req.Header {
+		if !httpguts.ValidHeaderFieldName(name) {
+			return malformed{http.StatusBadRequest, "there is a header whose name is no name"}
+		}
+		for _, v := range values {
+			if !httpguts.ValidHeaderFieldValue(v) {
+				return malformed{http.StatusBadRequest, "there is a header with a byte that no value may hold"}
+			}
+		}
+	}
+	return nil
+}
+
+// expect makes the body say "100 Continue" once it is read, where the client waits for that (RFC 9110 §10.1.1).
+func (c *conn) expect(req *http.Request) error {
+	values := req.Header["Expect"]
+	if len(values) == 0 || !req.ProtoAtLeast(1, 1) {
+		return nil
+	}
+	if len(values) > 1 || !strings.EqualFold(values[0], "100-continue") {
+		return malformed{http.StatusExpectationFailed, "only 100-continue can be expected"}
+	}
+	c.body.promised = c.body.left
+	return nil
+}
+
+// refuse answers what was no request with a bare status and lets the connection end.
+func (c *conn) refuse(err error) {
+	var m malformed
+	if !errors.As(err, &m) {
+		return
+	}
+	c.server.malformed()
+	c.server.Log.Debug("not a request", "remote", c.remote, "error", err)
+	if m.status == 0 {
+		return
+	}
+	_, _ = fmt.Fprintf(c.bw, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%d %s: %s\n",
+		m.status, http.StatusText(m.status), m.status, http.StatusText(m.status), m.says)
+	if c.bw.Flush() == nil {
+		c.lingeringClose(lingerHead)
+	}
+}
+
+// body is a request's body on its way to the handler.
+type body struct {
+	conn     *conn
+	from     io.Reader
+	left     bool // there may be more to read
+	promised bool // the client waits for "100 Continue"
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	if !b.left {
+		return 0, io.EOF
+	}
+	if b.promised {
+		b.promised = false
+		_, _ = io.WriteString(b.conn.bw, "HTTP/1.1 100 Continue\r\n\r\n")
+		if err := b.conn.bw.Flush(); err != nil {
+			return 0, err
+		}
+	}
+	n, err := b.from.Read(p)
+	if err == io.EOF {
+		b.left = false
+		b.conn.watch.start()
+	}
+	return n, err
+}
+
+// Close leaves what is left of the body to the connection.
+func (b *body) Close() error { return nil }

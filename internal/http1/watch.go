@@ -1,0 +1,86 @@
+package http1
+
+import (
+	"sync"
+	"time"
+)
+
+// patience is how long a request runs before its client is watched. Most are answered by then, and a watch costs a
+// goroutine, two deadlines and a wake-up, which is as much as a short request costs in all.
+const patience = 20 * time.Millisecond
+
+// watch sees, while a handler runs and the request's body has been read, that the client closes the connection, and
+// ends the connection's context. What the client sends early instead is kept for the next request.
+type watch struct {
+	conn  *conn
+	early []byte // read by the watch, and not yet by the connection's reader
+
+	mu    sync.Mutex
+	ended sync.Cond
+	timer *time.Timer
+	state int8 // off, waiting, reading, stopping
+	byte  [1]byte
+}
+
+const (
+	off int8 = iota
+	waiting
+	reading
+	stopping // a read that fails now says nothing of the client
+)
+
+// start is called when nothing of the request is left to read.
+func (w *watch) start() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.state = waiting
+	if w.timer == nil {
+		w.ended.L = &w.mu
+		w.timer = time.AfterFunc(patience, w.read)
+	} else {
+		w.timer.Reset(patience)
+	}
+}
+
+// read waits for a byte or for the connection's end.
+func (w *watch) read() {
+	w.mu.Lock()
+	if w.state != waiting || len(w.early) > 0 {
+		w.mu.Unlock()
+		return
+	}
+	w.state = reading
+	_ = w.conn.rwc.SetReadDeadline(time.Time{})
+	w.conn.readSet = time.Time{}
+	w.mu.Unlock()
+	n, err := w.conn.rwc.Read(w.byte[:])
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.early = w.byte[:n]
+	if err != nil && w.state == reading {
+		w.conn.cancel(errClientLeft)
+	}
+	w.state = off
+	w.ended.Broadcast()
+}
+
+// stop returns once the watch is over, so that the connection can be read again.
+func (w *watch) stop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch w.state {
+	case waiting:
+		w.timer.Stop()
+		w.state = off
+	case reading:
+		w.state = stopping
+		_ = w.conn.rwc.SetReadDeadline(longAgo)
+		for w.state != off {
+			w.ended.Wait()
+		}
+		w.conn.readSet = longAgo
+	}
+}
+
+// longAgo makes a read that waits return.
+var longAgo = time.Unix(1, 0)
