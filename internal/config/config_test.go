@@ -97,6 +97,9 @@ func TestParseTellsEveryProblem(t *testing.T) {
 		if diff := cmp.Diff(string(want), p.Text()); diff != "" {
 			t.Errorf("%s:\n%s", name, diff)
 		}
+		if strings.Contains(p.Text(), "sk-never") {
+			t.Errorf("%s: a secret is shown:\n%s", name, p.Text())
+		}
 	}
 }
 

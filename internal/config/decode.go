@@ -20,7 +20,11 @@ type decoder struct {
 }
 
 func (d *decoder) say(n *yaml.Node, path, what, right string) {
-	d.problems = append(d.problems, Problem{Line: n.Line, Column: n.Column, Path: path, What: what, Right: right})
+	p := Problem{Line: n.Line, Column: n.Column, Path: path, What: what, Right: right}
+	if what == SecretInFile {
+		p.hide = n.Column
+	}
+	d.problems = append(d.problems, p)
 }
 
 func (d *decoder) value(n *yaml.Node, path string, into reflect.Value) {
@@ -40,7 +44,11 @@ func (d *decoder) value(n *yaml.Node, path string, into reflect.Value) {
 		d.parsed(n, path, into, func(s string) (any, error) { return parseSize(s) })
 		return
 	case Secret:
+		before := len(d.problems)
 		d.parsed(n, path, into, func(s string) (any, error) { return parseSecret(s) })
+		for i := range d.problems[before:] {
+			d.problems[before+i].hide = n.Column
+		}
 		return
 	case Operation:
 		if n.Kind == yaml.ScalarNode {
@@ -76,6 +84,7 @@ func (d *decoder) object(n *yaml.Node, path string, into reflect.Value) {
 			}
 		}
 		d.say(key, join(path, key.Value), "there is no such key", nearest(key.Value, keysOf(into.Type())))
+		d.problems[len(d.problems)-1].hide = value.Column // api_key: sk-…
 	})
 }
 
@@ -148,7 +157,7 @@ func (d *decoder) scalar(n *yaml.Node, path string, into reflect.Value) {
 
 func (d *decoder) parsed(n *yaml.Node, path string, into reflect.Value, parse func(string) (any, error)) {
 	if n.Kind != yaml.ScalarNode {
-		d.say(n, path, "is not a single value", "")
+		d.say(n, path, "is not a single value", "one value")
 		return
 	}
 	v, err := parse(n.Value)

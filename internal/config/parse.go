@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v4"
 
@@ -46,7 +47,7 @@ func decodeFile(name string, b []byte) (c *Config, d *decoder, p *Problems) {
 	}
 	var doc yaml.Node
 	if err := yaml.Load(b, &doc); err != nil {
-		p.List = append(p.List, syntaxProblem(err))
+		p.List = append(p.List, syntaxProblem(err, p.text))
 		return nil, nil, p
 	}
 	c, d = &Config{}, &decoder{where: map[string]*yaml.Node{}}
@@ -73,8 +74,12 @@ func (c *Config) checkDecoded(d *decoder) {
 	}
 }
 
-// syntaxProblem finds the position that the YAML reader told, if it told one.
-func syntaxProblem(err error) Problem {
+// syntaxProblem finds the position that the YAML reader told, if it told one. Of the line no value is shown: nobody knows
+// what it is.
+func syntaxProblem(err error, text []string) Problem {
+	if strings.TrimSpace(strings.Join(text, "")) == "" {
+		return Problem{Line: 1, Column: 1, Path: "file", What: "is empty", Right: "version: 1 and what follows"}
+	}
 	one := Problem{Line: 1, Column: 1, Path: "file", What: err.Error(), Right: "one YAML document"}
 	var many *yaml.LoadErrors
 	var load *yaml.LoadError
@@ -88,6 +93,11 @@ func syntaxProblem(err error) Problem {
 		one.Line, one.Column = max(load.Mark.Line, 1), max(load.Mark.Column, 1)
 	}
 	one.What = strings.TrimPrefix(one.What, "yaml: ")
+	if one.Line <= len(text) {
+		if key, _, found := strings.Cut(text[one.Line-1], ":"); found {
+			one.hide = utf8.RuneCountInString(key) + 2
+		}
+	}
 	return one
 }
 
@@ -109,8 +119,11 @@ func (d *decoder) at(path, what, right string) {
 }
 
 func (c *Config) check(d *decoder) {
-	if c.Version != 1 {
-		d.at("version", fmt.Sprintf("format %d is not known", c.Version), "version: 1")
+	switch {
+	case c.Version > 1:
+		d.at("version", fmt.Sprintf("format %d is of a newer vallum; this one knows 1", c.Version), "version: 1, or a newer vallum")
+	case c.Version != 1:
+		d.at("version", "the file does not say which format it has", "version: 1")
 	}
 	for i, l := range c.Listen {
 		l.check(d, fmt.Sprintf("listen[%d]", i))
@@ -208,6 +221,9 @@ func (c *Config) checkUpstreams(d *decoder) {
 		}
 		if (u.Certificate == "") != (u.CertKey == "") {
 			d.at(path, "a client certificate needs both files", "certificate: PATH and certificate_key: PATH")
+		}
+		if (u.CA != "" || u.Certificate != "") && (strings.HasPrefix(u.URL, "http:") || strings.HasPrefix(u.URL, "unix:")) {
+			d.at(path+".ca", "ca and certificate are for https", "url: https://HOST:PORT, or leave them out")
 		}
 	}
 }

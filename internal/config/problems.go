@@ -14,6 +14,7 @@ type Problem struct {
 	Path   string `json:"path"`   // such as roles.team.models[0]
 	What   string `json:"what"`
 	Right  string `json:"right,omitempty"`
+	hide   int    // column, from 1, from which the line is not shown: a secret may stand there; 0 shows it all
 }
 
 // Problems are all that is wrong with one file.
@@ -38,25 +39,35 @@ func (p *Problems) Text() string {
 			}
 			continue
 		}
-		fmt.Fprintf(&b, "%5d | %s\n", one.Line, p.shown(one))
-		fmt.Fprintf(&b, "      | %s^ %s\n", strings.Repeat(" ", max(one.Column-1, 0)), one.Right)
+		line, under := p.shown(one)
+		fmt.Fprintf(&b, "%5d | %s\n", one.Line, line)
+		fmt.Fprintf(&b, "      | %s^ %s\n", under, one.Right)
 	}
 	fmt.Fprintf(&b, "%d problem(s); nothing was changed\n", len(p.List))
 	return b.String()
 }
 
-// shown is the line of a problem; one that holds a secret is cut before it.
-func (p *Problems) shown(one Problem) string {
-	line := strings.TrimRight(p.text[one.Line-1], "\r")
-	if one.What == SecretInFile && one.Column-1 <= len(line) {
-		return line[:one.Column-1] + "…"
-	}
+// shown is the line of a problem, cut before the first thing on it that may be a secret, and what stands under it as far as
+// the caret. Columns count characters.
+func (p *Problems) shown(one Problem) (line, under string) {
+	whole := []rune(strings.TrimRight(p.text[one.Line-1], "\r"))
+	end := len(whole)
 	for _, other := range p.List {
-		if other.Line == one.Line && other.What == SecretInFile && other.Column-1 <= len(line) {
-			return line[:other.Column-1] + "…"
+		if other.Line == one.Line && other.hide > 0 {
+			end = min(end, other.hide-1)
 		}
 	}
-	return line
+	line = string(whole[:end])
+	if end < len(whole) {
+		line += "…"
+	}
+	for _, r := range whole[:min(max(one.Column-1, 0), len(whole))] {
+		if r != '\t' { // a tab is as wide as it is in the line above
+			r = ' '
+		}
+		under += string(r)
+	}
+	return line, under
 }
 
 func (p *Problems) sort() {
@@ -65,12 +76,19 @@ func (p *Problems) sort() {
 	})
 }
 
-// nearest names the accepted word that is most like the one written, and all of them when none is.
+// nearest names the accepted word that is most like the one written, or that is part of it, and all of them when none is.
 func nearest(word string, words []string) string {
 	best, least := "", len(word)/2+1
 	for _, w := range words {
 		if d := distance(word, w); d < least {
 			best, least = w, d
+		}
+	}
+	if best == "" { // api_key: key; keys: keys_file
+		for _, w := range words {
+			if len(w) > len(best) && len(w) > 2 && strings.Contains(strings.ToLower(word), w) || strings.HasPrefix(w, word+"_") {
+				best = w
+			}
 		}
 	}
 	if best == "" {
