@@ -81,8 +81,8 @@ type Limits struct {
 type Bodies struct {
 	MaxJSON     Size `yaml:"max_json" jsonschema_description:"Largest JSON body. Default: 8MiB."`
 	MaxForm     Size `yaml:"max_form" jsonschema_description:"Largest form (audio). Default: 32MiB."`
-	MaxBuffered Size `yaml:"max_buffered" jsonschema_description:"Bytes of the bodies of all running requests. Default: 256MiB."`
-	MaxReply    Size `yaml:"max_reply" jsonschema_description:"Largest reply that is not a stream. Default: 64MiB."`
+	MaxBuffered Size `yaml:"max_buffered" jsonschema_description:"Memory for bodies, over all running requests: what callers send, until it is up, and replies that are not streams, twice their size while they are rewritten; of a stream, events above 64 KiB. A request that finds no room is refused as busy. Default: 256MiB."`
+	MaxReply    Size `yaml:"max_reply" jsonschema_description:"Largest reply that is not a stream; half of max_buffered at most. Default: 64MiB."`
 }
 
 // Audit configures the record.

@@ -138,7 +138,7 @@ func (s *sender) Name() string { return s.known.Name() }
 func (s *sender) Send(ctx context.Context, w http.ResponseWriter, c gateway.Call) verdict.Outcome {
 	out := s.way.Send(ctx, w, forward.Call{
 		Grant: c.Grant, RequestID: c.ID, ContentType: c.Body.ContentType, Body: c.Body.Bytes, Reader: c.Body.Reader, Length: c.Body.Length,
-		Stream: c.Grant.Stream(), MaxReply: c.MaxReply, Rewriter: c.Reply, Sent: c.Sent,
+		Stream: c.Grant.Stream(), MaxReply: c.MaxReply, Rewriter: c.Reply, Sent: c.Sent, Room: c.Room,
 	})
 	s.known.Done(out)
 	return out

@@ -130,7 +130,7 @@ func (d *Daemon) gauges() {
 	})
 	d.meter.Gauge("vallum_audit_queue", "Records that wait to be written.", func() float64 { st := d.records.Stats(); return float64(st.Waiting) + float64(st.Kept) })
 	d.meter.Gauge("vallum_audit_unsigned", "Records under no checkpoint yet.", func() float64 { st := d.records.Stats(); return float64(st.Lines - min(st.Lines, st.Signed)) })
-	d.meter.Gauge("vallum_buffered_bytes", "Bytes of request bodies held.", func() float64 { return float64(d.memory.Taken()) })
+	d.meter.Gauge("vallum_buffered_bytes", "Bytes of max_buffered that are taken.", func() float64 { return float64(d.memory.Taken()) })
 	d.meter.Gauge("vallum_slots", "Slots taken by running requests.", func() float64 { slots, _ := d.limits.InUse(); return float64(slots) })
 	d.meter.Gauge("vallum_reserved_tokens", "Tokens reserved by running requests.", func() float64 { _, tokens := d.limits.InUse(); return float64(tokens) })
 }

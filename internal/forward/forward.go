@@ -27,6 +27,10 @@ type Call struct {
 	MaxReply    int64     // bytes of an answer that is not a stream; 0 is 64 MiB
 	Rewriter    Rewriter  // what may leave of the answer
 	Sent        func()    // called once the body is up and nothing here refers to it any more; may be nil
+
+	// Room takes so many bytes of the memory that all requests share, or gives them back when there are less than none;
+	// false: there is no room. What is taken when Send returns is the caller's to give back. Nil: no bound over all.
+	Room func(n int64) bool
 }
 
 // Rewriter decides what leaves of an answer. It is used by one goroutine, for one answer.
@@ -183,6 +187,9 @@ func (x *exchange) broken(err error) verdict.Verdict {
 	case isTimeout(err):
 		x.out.Ended = verdict.TimedOut
 		return verdict.Refuse(verdict.UpstreamTimeout, err)
+	case errors.Is(err, errNoRoom):
+		x.out.Ended = verdict.NoMemory
+		return verdict.Refuse(verdict.Busy, err)
 	}
 	x.out.Ended = verdict.UpstreamError
 	return verdict.Refuse(verdict.UpstreamFailed, err)

@@ -95,7 +95,8 @@ func (s *relay) fill() error {
 // room makes place behind what is buffered.
 func (s *relay) room() error {
 	switch {
-	case len(s.buf) == 0 && cap(s.store) > 64<<10:
+	case len(s.buf) == 0 && cap(s.store) > smallEvent:
+		s.take(-counted(cap(s.store)))
 		s.store = nil // one large event must not cost a long stream its memory
 		fallthrough
 	case len(s.buf) == 0 && s.store == nil:
@@ -109,10 +110,25 @@ func (s *relay) room() error {
 	case len(s.buf) <= cap(s.store)/2:
 		s.buf = append(s.store, s.buf...)
 	default:
-		s.store = make([]byte, 0, 2*cap(s.store))
+		size := 2 * cap(s.store)
+		if !s.take(counted(size) - counted(cap(s.store))) {
+			return errNoRoom
+		}
+		s.store = make([]byte, 0, size)
 		s.buf = append(s.store, s.buf...)
 	}
 	return nil
+}
+
+// smallEvent is the bytes of buffer that every stream may have.
+const smallEvent = 64 << 10
+
+// counted is what a buffer takes of the memory that all share: it, and what is rewritten of it.
+func counted(size int) int64 {
+	if size <= smallEvent {
+		return 0
+	}
+	return 2 * int64(size)
 }
 
 // next cuts the next whole event off the buffer; nil when there is none. It is valid until the next call.
@@ -233,6 +249,8 @@ func (s *relay) cause(err error) verdict.Ended {
 		return causeOf(s.ctx)
 	case isTimeout(err):
 		return verdict.TimedOut
+	case errors.Is(err, errNoRoom):
+		return verdict.NoMemory
 	case errors.Is(err, errNotHTTP):
 		return verdict.UpstreamError
 	}

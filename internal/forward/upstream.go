@@ -199,7 +199,7 @@ func (u *Upstream) Get(ctx context.Context, path string, withKey bool) (status i
 	if err != nil {
 		return 0, nil, fmt.Errorf("asking %q for %s: %w", u.name, path, err)
 	}
-	body, err = c.body(h).all(make([]byte, 0, 4<<10), 4<<20, func() {})
+	body, err = c.body(h).all(make([]byte, 0, 4<<10), 4<<20, func() {}, unbounded)
 	if err != nil {
 		return 0, nil, fmt.Errorf("asking %q for %s: %w", u.name, path, err)
 	}

@@ -1,6 +1,7 @@
 package forward
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -28,6 +29,11 @@ func (x *exchange) whole(h head) verdict.Verdict {
 	out, v := x.call.Rewriter.Whole(h.status, h.contentType, body)
 	if v.Refused() {
 		return v
+	}
+	x.take(-int64(cap(body))) // one of the two: as it came, or as it leaves, however slow the caller takes it
+	if cap(out) > 0 && cap(body) > 0 && &out[:1][0] != &body[:1][0] {
+		x.memory.GiveBack()
+		x.memory, body = nil, nil
 	}
 	if h.metadata != "" {
 		if m := x.call.Rewriter.Metadata(h.metadata); m != "" && isValue(m) {
@@ -66,7 +72,7 @@ func (x *exchange) read(h head, most int64) ([]byte, error) {
 	b := x.conn.body(h)
 	// What is declared is borrowed as far as that is not much; a lie must not cost memory.
 	x.memory = spare.Borrow(int(min(max(b.length, 0), 1<<20)) + 1)
-	body, err := b.all(x.memory.B, most, x.pause)
+	body, err := b.all(x.memory.B, most, x.pause, x.take)
 	x.out.Upstream = time.Since(x.start)
 	if len(body) > 0 {
 		x.out.FirstByte = b.first.Sub(x.start)
@@ -112,14 +118,33 @@ func (e errTooLarge) Error() string {
 	return fmt.Sprintf("the answer has more than %d bytes", int64(e))
 }
 
+var errNoRoom = errors.New("the memory for bodies is used up by other requests")
+
+// unbounded is take for what is small, or asked for by us.
+func unbounded(int64) bool { return true }
+
+// take takes memory of what all requests share, or gives it back.
+func (x *exchange) take(n int64) bool { return x.call.Room == nil || x.call.Room(n) }
+
 // all reads to the body's end, at first into buf, which is empty. Before each read that may have to wait, wait is called.
-func (b *body) all(buf []byte, most int64, wait func()) ([]byte, error) {
-	if b.length > most {
+// What is read takes its memory twice, for the rewriting makes another answer of it.
+func (b *body) all(buf []byte, most int64, wait func(), take func(n int64) bool) ([]byte, error) {
+	switch {
+	case b.length > most:
 		return nil, errTooLarge(most)
+	case !take(2 * int64(cap(buf))):
+		return nil, errNoRoom
 	}
 	for {
 		if len(buf) == cap(buf) {
-			buf = append(buf, 0)[:len(buf)]
+			size := min(max(2*int64(cap(buf)), 4<<10), most+1)
+			if b.length > 0 {
+				size = min(size, b.length+1)
+			}
+			if !take(2 * (size - int64(cap(buf)))) {
+				return nil, errNoRoom
+			}
+			buf = append(make([]byte, 0, size), buf...)
 		}
 		if b.waits() {
 			wait()

@@ -26,7 +26,7 @@ func FuzzAnswer(f *testing.F) {
 		if err != nil {
 			return
 		}
-		body, err := c.body(h).all(nil, 1<<20, func() {})
+		body, err := c.body(h).all(nil, 1<<20, func() {}, unbounded)
 		if err != nil {
 			return
 		}

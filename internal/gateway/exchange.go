@@ -170,7 +170,13 @@ func (x *Exchange) forward(ctx context.Context, w http.ResponseWriter) {
 		Operation: x.op, Model: x.grant.Asked(), Stream: x.grant.Stream(), InjectedUsage: x.grant.UsageInjected(),
 		HideCached: !settings.ShowCached, PassErrors: settings.PassErrors,
 	})
-	x.outcome = x.upstream.Send(ctx, w, Call{Grant: x.grant, ID: x.request.ID, Body: x.body, MaxReply: settings.MaxReply, Reply: x.reply, Sent: x.sent})
+	if x.held == nil {
+		x.held = &held{memory: x.gateway.Memory}
+	}
+	x.outcome = x.upstream.Send(ctx, w, Call{
+		Grant: x.grant, ID: x.request.ID, Body: x.body, MaxReply: x.gateway.Memory.largest(settings.MaxReply), Reply: x.reply,
+		Sent: x.sent, Room: x.held.room,
+	})
 	x.reply.Free()
 	if !x.outcome.Written {
 		x.refuse(w, x.outcome.Refusal)

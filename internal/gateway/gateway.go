@@ -95,6 +95,10 @@ type Call struct {
 	MaxReply int64
 	Reply    *reply.Reply
 	Sent     func() // to be called once the body is up: its memory is free for others while the answer comes
+
+	// Room takes so many bytes of the memory for all bodies, or gives them back when negative; false: there is no room.
+	// What is still taken in the end is given back by the gateway.
+	Room func(n int64) bool
 }
 
 // Salter makes the cache salt of a tenant: a keyed value that no tenant can compute of another.

@@ -45,6 +45,8 @@ type fakes struct {
 	running  int
 	revoke   func(error)
 	during   func(context.Context)
+	room     int64 // bytes that the reply takes
+	found    bool  // and whether there was room
 }
 
 func (f *fakes) Authenticate(h http.Header, _ netip.Addr, _ time.Time) (identity.Principal, verdict.Verdict) {
@@ -120,6 +122,7 @@ func (f *fakes) Send(ctx context.Context, w http.ResponseWriter, c Call) verdict
 	f.sent = append(f.sent, c)
 	f.bodies = append(f.bodies, string(c.Body.Bytes))
 	c.Sent()
+	f.found = c.Room(f.room)
 	if f.panics == "forward" {
 		panic("forward")
 	}
@@ -332,6 +335,32 @@ func TestABodysMemoryIsFreeWhileTheAnswerComes(t *testing.T) {
 		t.Errorf("%d bytes are held while the answer comes", during)
 	}
 	nothingHeld(t, g, f)
+}
+
+// What a reply took comes back however it ends, and what is given back was taken.
+func TestAReplysMemoryComesBack(t *testing.T) {
+	for _, panics := range []string{"", "forward"} {
+		for room, found := range map[int64]bool{1000: true, 1 << 20: true, 1<<20 + 1: false, -1000: true} {
+			g, f := build(t)
+			f.room, f.panics = room, panics
+			f.during = func(context.Context) {
+				if want := max(room, 0); found && g.Memory.Taken() != want {
+					t.Errorf("%d are taken, want %d", g.Memory.Taken(), want)
+				}
+			}
+			chat.do(g)
+			if f.found != found {
+				t.Errorf("room for %d: %t", room, f.found)
+			}
+			nothingHeld(t, g, f)
+			f.room, f.during = 0, nil
+			request{"POST", "/start_profile", "profiler", ""}.do(g) // without a body
+			nothingHeld(t, g, f)
+		}
+	}
+	if m := NewMemory(1 << 20); m.largest(1<<20) > 1<<19 || m.largest(1000) != 1000 {
+		t.Error("a reply that finds no room even alone is not refused as too large")
+	}
 }
 
 func TestModelsAreThoseOfThePrincipal(t *testing.T) {

@@ -11,8 +11,8 @@ import (
 	"github.com/vallum/vallum/internal/verdict"
 )
 
-// Memory bounds the bytes of request bodies that all running requests hold together. The zero Memory holds nothing.
-// It outlives reloads.
+// Memory bounds the bytes of bodies that all running requests hold together: what callers send until it is up, and whole
+// replies, which are held twice while they are rewritten. The zero Memory holds nothing. It outlives reloads.
 type Memory struct {
 	most  int64
 	taken atomic.Int64
@@ -32,7 +32,11 @@ func (m *Memory) take(n int64) bool {
 	return false
 }
 
+// largest is how large one whole reply may be: more would find no room even alone.
+func (m *Memory) largest(most int64) int64 { return min(most, max(m.most-step, 0)/2) }
+
 // held is a body whose bytes are taken from the memory: all at once when its length is declared, as they come when not.
+// Once it is up, the reply's bytes are taken in its place.
 type held struct {
 	memory *Memory
 	body   io.Reader
@@ -69,6 +73,17 @@ func (h *held) Read(p []byte) (int, error) {
 	n, err := h.body.Read(p)
 	h.read += int64(n)
 	return n, err
+}
+
+// room takes bytes of a reply, or gives some back.
+func (h *held) room(n int64) bool {
+	if n > 0 {
+		return h.take(n)
+	}
+	n = max(n, -h.n)
+	h.memory.taken.Add(n)
+	h.n += n
+	return true
 }
 
 // give returns what was taken; a nil held took nothing.

@@ -213,6 +213,8 @@ func reasonOf(cause verdict.Ended) verdict.Reason {
 		return verdict.Revoked
 	case verdict.BudgetEnded:
 		return verdict.OverBudget
+	case verdict.NoMemory:
+		return verdict.Busy
 	case verdict.Drained:
 		return verdict.ShuttingDown
 	case verdict.Panicked:

@@ -19,12 +19,14 @@ const (
 	BudgetEnded              // a limit ran out in mid-stream
 	Drained                  // shutdown's deadline came first
 	Panicked                 // a defect of Vallum
+	NoMemory                 // the memory for all bodies was used up while the answer came
 	endedCount
 )
 
 var endedNames = [endedCount]string{
 	"not_forwarded", "complete", "client_left", "upstream_aborted", "upstream_error_event", "upstream_ended_early",
 	"upstream_error", "timeout", "revoked", "budget", "drained", "panic",
+	"no_memory",
 }
 
 // String is the word in records and metric labels.

@@ -79,7 +79,7 @@ var reasons = [reasonCount]info{
 	TooManyFailures:  {"too_many_failures", 429, rateLimit, rateLimit, "Too many failed attempts from this address.", "The address sent too many wrong keys; it may try again after the time given.", 10 * time.Second, true},
 	NotPermitted:     {"not_permitted", 403, permission, permission, "This key is not permitted to do this.", "No role of the key grants the operation on the model. `vallum explain` names the rule and the line that would allow it.", 0, false},
 	TooManyRequests:  {"too_many_requests", 429, rateLimit, rateLimit, "Too many requests for this key.", "requests_per_minute, burst or concurrent of the key's role is used up.", time.Second, false},
-	Busy:             {"busy", 503, serverErr, overloaded, "The gateway holds as many request bodies as it may.", "max_buffered is used up: raise it, or lower the body caps.", time.Second, false},
+	Busy:             {"busy", 503, serverErr, overloaded, "The gateway holds as many bodies as it may.", "max_buffered is used up, by request bodies or by whole replies: raise it, or lower the body and reply caps.", time.Second, false},
 	BodyTooLarge:     {"body_too_large", 413, invalid, "request_too_large", "The request body is too large.", "The body is over the operation's cap; raise max_json_body or max_form_body if it should pass.", 0, false},
 	BodyTimeout:      {"body_timeout", 408, invalid, invalid, "The request body did not arrive in time.", "The client stopped sending; raise body_timeout only for very slow links.", 0, true},
 	BadBody:          {"bad_body", 400, invalid, invalid, "The request body is not acceptable.", "The body is not strict JSON, not the declared form, or a field has the wrong type; the sentence says where.", 0, false},
