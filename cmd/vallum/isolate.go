@@ -38,6 +38,10 @@ func newIsolate(s streams) *cobra.Command {
 // exitInconclusive is the status of a test that saw nothing to test: neither yes nor no.
 const exitInconclusive = 3
 
+// exitNotProtected is the status of an audit that found nothing outside, on a machine where traffic can leave by what no
+// rule sees.
+const exitNotProtected = 4
+
 // statusError ends a command with its own exit status, without a message: the command has said it all.
 type statusError int
 

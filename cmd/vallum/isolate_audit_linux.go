@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vallum/vallum/internal/isolate"
 	"github.com/vallum/vallum/internal/isolate/apply"
 	"github.com/vallum/vallum/internal/isolate/audit"
 	"github.com/vallum/vallum/internal/isolate/env"
@@ -28,15 +29,17 @@ func newIsolateAudit(s streams) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "audit",
 		Short: "Judges every socket of vLLM and Ray on this node: inside the overlay, guarded, or outside",
-		Long: "Exit status 0: nothing is outside; 1: something is, or there are RDMA devices, which no rule sees; 3: no socket of\n" +
-			"vLLM or Ray was seen, so that nothing was judged. Some sockets live only while vLLM starts (the handshake and the\n" +
-			"store of data parallel): --watch 2m, begun before vLLM, sees those too.",
+		Long: "Exit status 0: nothing is outside; 1: something is; 3: no socket of vLLM or Ray was seen, so that nothing was\n" +
+			"judged; 4: no socket is outside, but there are RDMA devices or NVLink, or settings that lead to them, which no rule\n" +
+			"and no tunnel sees. Of the processes' environments only the variables are read that say how NCCL, UCX, gloo and\n" +
+			"vLLM reach other nodes. Some sockets live only while vLLM starts (the handshake and the store of data parallel):\n" +
+			"--watch 2m, begun before vLLM, sees those too, and counts what the rules refuse meanwhile.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			dir, err := isolateState(state)
 			if err != nil {
 				return err
 			}
-			in, err := auditInput(c.Context(), dir, watch)
+			in, err := s.auditInput(c.Context(), dir, watch)
 			if err != nil {
 				return err
 			}
@@ -51,6 +54,8 @@ func newIsolateAudit(s streams) *cobra.Command {
 				return err
 			case report.Verdict == audit.Inconclusive:
 				return statusError(exitInconclusive)
+			case report.Verdict == audit.NotProtected:
+				return statusError(exitNotProtected)
 			case !report.OK():
 				return errNo
 			}
@@ -64,36 +69,119 @@ func newIsolateAudit(s streams) *cobra.Command {
 }
 
 // auditInput looks at the machine, once or for a while, and at what is applied to it.
-func auditInput(ctx context.Context, dir string, watch time.Duration) (audit.Input, error) {
+func (s streams) auditInput(ctx context.Context, dir string, watch time.Duration) (audit.Input, error) {
 	snapshot, err := observeMachine(dir)
 	if err != nil {
 		return audit.Input{}, err
 	}
-	for end := time.Now().Add(watch); time.Now().Before(end) && ctx.Err() == nil; {
-		select {
-		case <-ctx.Done():
-		case <-time.After(100 * time.Millisecond):
+	in := audit.Input{Snapshot: snapshot}
+	before := map[string]uint64{}
+	if watch > 0 {
+		if before, err = nft.Counters(); err != nil {
+			return in, err
 		}
-		more, _, err := observe.Sockets()
-		if err != nil {
-			return audit.Input{}, err
-		}
-		for _, k := range more {
-			if !slices.Contains(snapshot.Sockets, k) {
-				snapshot.Sockets = append(snapshot.Sockets, k)
-			}
+		if err := s.watch(ctx, snapshot, watch); err != nil {
+			return in, err
 		}
 	}
 	st := apply.State{Dir: dir}
-	in := audit.Input{Snapshot: snapshot}
 	if in.Plan, _, err = st.Applied(); err != nil {
 		return in, err
 	}
 	if in.Plan != nil {
 		in.Rules = st.Holds()
 	}
-	in.Counters, err = nft.Counters()
-	return in, err
+	if in.Counters, err = nft.Counters(); err != nil {
+		return in, err
+	}
+	for name, n := range before {
+		if in.Counters[name] >= n { // less when the rules were loaded anew meanwhile
+			in.Counters[name] -= n
+		}
+	}
+	return in, nil
+}
+
+// watch adds to the snapshot what shows up for a while: some sockets are there only while vLLM starts.
+func (s streams) watch(ctx context.Context, snapshot *isolate.Snapshot, long time.Duration) error {
+	ctx, stop := context.WithTimeout(ctx, long)
+	defer stop()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	all := newSeen(snapshot)
+	fmt.Fprintf(s.err, "vallum: watching for %s; start vLLM now\n", long)
+	for ctx.Err() == nil {
+		sockets, _, err := observe.Sockets()
+		if err != nil {
+			return err
+		}
+		for _, k := range sockets {
+			if all.addSocket(k) && k.Of != "" && k.Listening {
+				fmt.Fprintf(s.err, "vallum: seen: %s (%d) listens on %s (%s)\n", k.Process, k.PID, k.Local, audit.Channel(k, 8000))
+			}
+		}
+		processes, err := observe.Processes()
+		if err != nil {
+			return err
+		}
+		for _, p := range processes {
+			all.addProcess(p)
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// seen is a snapshot to which later ones are added.
+type seen struct {
+	*isolate.Snapshot
+	sockets   map[isolate.Socket]int
+	processes map[int]int
+}
+
+func newSeen(s *isolate.Snapshot) *seen {
+	w := &seen{s, map[isolate.Socket]int{}, map[int]int{}}
+	first := *s
+	s.Sockets, s.Processes = nil, nil
+	for _, k := range first.Sockets {
+		w.addSocket(k)
+	}
+	for _, p := range first.Processes {
+		w.addProcess(p)
+	}
+	return w
+}
+
+// addSocket reports whether the socket is new. A process gives itself its name some time after it has begun: the name
+// that was seen last is the one that says what the socket is for.
+func (w *seen) addSocket(k isolate.Socket) bool {
+	nameless := k
+	nameless.Process, nameless.Of = "", ""
+	i, known := w.sockets[nameless]
+	if known {
+		w.Sockets[i] = k
+		return false
+	}
+	w.sockets[nameless] = len(w.Sockets)
+	w.Sockets = append(w.Sockets, k)
+	return true
+}
+
+// addProcess keeps what was read of a process itself: with its name it overwrites its environment.
+func (w *seen) addProcess(p isolate.Process) {
+	i, known := w.processes[p.PID]
+	if !known {
+		w.processes[p.PID] = len(w.Processes)
+		w.Processes = append(w.Processes, p)
+		return
+	}
+	w.Processes[i].Name = p.Name
+	if p.From != 0 && w.Processes[i].From != p.PID {
+		w.Processes[i].Settings, w.Processes[i].From = p.Settings, p.From
+	}
 }
 
 func (s streams) printAudit(r audit.Report) error {
@@ -107,6 +195,16 @@ func (s streams) printAudit(r audit.Report) error {
 	}
 	if err := w.Flush(); err != nil {
 		return err
+	}
+	for _, v := range r.Settings {
+		what := "not known"
+		switch {
+		case v.Set:
+			what = fmt.Sprintf("%s=%q", v.Name, v.Value)
+		case v.Name != "":
+			what = v.Name + " is not set"
+		}
+		fmt.Fprintf(s.out, "setting of %d process(es): %s: %s: %s\n", len(v.Processes), what, v.Verdict, v.Why)
 	}
 	for _, n := range r.NotProtected {
 		fmt.Fprintf(s.out, "NOT PROTECTED: %s\n", n)
@@ -146,7 +244,7 @@ func newIsolateExec(s streams) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			ask.RDMA = ask.RDMA || len(snapshot.RDMA) > 0
+			ask.RDMA = ask.RDMA || snapshot.HasRDMA()
 			setting, err := env.For(n.manifest, n.conf.Device, ask)
 			if err != nil {
 				return usageError{err}

@@ -190,7 +190,7 @@ func newIsolateEnv(s streams) *cobra.Command {
 					return fmt.Errorf("%w\nhint: --even-if-down prints it all the same", err)
 				}
 			}
-			if snapshot, err := observeMachine(n.state); err == nil && len(snapshot.RDMA) > 0 {
+			if snapshot, err := observeMachine(n.state); err == nil && snapshot.HasRDMA() {
 				ask.RDMA = true
 			}
 			setting, err := env.For(n.manifest, n.conf.Device, ask)

@@ -165,11 +165,11 @@ func warnings(m *fleet.Manifest, s *Snapshot, p *Plan) []string {
 	return append(w, "a peer of role vllm is fully trusted, and so is every process of this machine: both reach every port on the overlay")
 }
 
-// notProtected names what goes round the overlay: RDMA leaves by the adapter, without the kernel's IP layer.
+// notProtected names what goes round the overlay.
 func notProtected(s *Snapshot) []string {
 	var list []string
-	for _, d := range s.RDMA {
-		list = append(list, fmt.Sprintf("RDMA device %s: NCCL and UCX use it past every rule, in clear; NCCL_IB_DISABLE=1 and UCX_TLS=tcp,sm,self keep them off it, a partition or VLAN isolates without encrypting, IPsec or MACsec in the adapter encrypts", d))
+	for _, b := range s.Bypasses {
+		list = append(list, b.Text())
 	}
 	return list
 }

@@ -96,7 +96,7 @@ func TestPlansAreAsTheyStandInTheGoldenFiles(t *testing.T) {
 		"gateway": {"192.0.2.%d:51820", ", allow: [{name: ssh, port: 22, from: [198.51.100.0/24], device: eth0}]", 1, func(*Snapshot) {}},
 		"ipv6": {"[2001:db8::%d]:51820", ", mtu: 1400", 3, func(s *Snapshot) {
 			s.KernelWireGuard = true
-			s.RDMA = []string{"mlx5_0"}
+			s.Bypasses = []Bypass{{"mlx5_0", RoCE}}
 			s.Preshared = []string{"node-a"}
 		}},
 		"loneliest": {"203.0.113.%d:51820", ", allow: []", 2, func(s *Snapshot) {

@@ -17,8 +17,9 @@ type Snapshot struct {
 	Devices         []Device  `json:"devices"`
 	Routes          []Route   `json:"routes"`
 	Sockets         []Socket  `json:"sockets"`
-	Tables          []Table   `json:"tables"` // of nftables, iptables-nft's included
-	RDMA            []string  `json:"rdma"`   // devices that the overlay never sees, such as mlx5_0
+	Tables          []Table   `json:"tables"`    // of nftables, iptables-nft's included
+	Processes       []Process `json:"processes"` // of vLLM and Ray
+	Bypasses        []Bypass  `json:"bypasses"`  // what the overlay never sees
 	Preshared       []string  `json:"preshared"`
 	Caller          string    `json:"caller"` // address of the SSH client that asks, if any
 	Missing         []Missing `json:"missing"`
@@ -51,6 +52,7 @@ type Route struct {
 type Socket struct {
 	Protocol  string         `json:"protocol"` // tcp or udp
 	Listening bool           `json:"listening"`
+	Opening   bool           `json:"opening,omitempty"` // it has asked and has no answer yet (SYN sent)
 	Local     netip.AddrPort `json:"local"`
 	Remote    netip.AddrPort `json:"remote"`    // of a connected one
 	PID       int            `json:"pid"`       // 0 when nobody was found to hold it

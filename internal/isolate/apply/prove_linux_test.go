@@ -7,13 +7,18 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
 
-// listenEnv makes this test program listen instead: under another name it stands for a process of vLLM.
-const listenEnv = "VALLUM_TEST_LISTEN"
+// What makes this test program pose as a process of vLLM, by another name.
+const (
+	listenEnv = "VALLUM_TEST_LISTEN" // addresses to listen on
+	dialEnv   = "VALLUM_TEST_DIAL"   // an address to connect to, again and again
+)
 
 // pose is what a copy of this program does that stands for a process of vLLM: listen, say so, wait.
 func pose(addresses string) {
@@ -24,30 +29,51 @@ func pose(addresses string) {
 		}
 	}
 	fmt.Println("listening")
+	if to := os.Getenv(dialEnv); to != "" {
+		go func() {
+			for {
+				_, _ = net.DialTimeout("tcp", to, time.Minute)
+			}
+		}()
+	}
 	_, _ = io.Copy(io.Discard, os.Stdin)
 }
 
-// vllm starts a process with a name of vLLM's that listens on the addresses.
-func (h *host) vllm(t *testing.T, name string, addresses ...string) {
+// named is this test program by a name of vLLM's.
+func (h *host) named(t *testing.T, name string) string {
 	t.Helper()
 	self, err := os.Executable()
 	must(t, err)
-	file := h.file(name)
+	file := filepath.Join(t.TempDir(), name)
 	// A link, not a copy: a process that another test forks while a copy is written holds it open for writing, and
 	// then it cannot be started (ETXTBSY).
 	must(t, os.Link(self, file))
-	c := exec.Command(file)
-	c.Env = append(os.Environ(), listenEnv+"="+strings.Join(addresses, ","))
+	return file
+}
+
+// vllm starts a process with a name of vLLM's that listens on the addresses.
+func (h *host) vllm(t *testing.T, name string, addresses ...string) (end func()) {
+	t.Helper()
+	return h.posing(t, name, nil, addresses...)
+}
+
+// posing is vllm with more variables. end ends the process.
+func (h *host) posing(t *testing.T, name string, env []string, addresses ...string) (end func()) {
+	t.Helper()
+	c := exec.Command(h.named(t, name))
+	c.Env = append(append(os.Environ(), listenEnv+"="+strings.Join(addresses, ",")), env...)
 	in, err := c.StdinPipe()
 	must(t, err)
 	out, err := c.StdoutPipe()
 	must(t, err)
 	h.do(func() { must(t, c.Start()) })
-	t.Cleanup(func() { _ = in.Close(); _ = c.Wait() })
+	end = sync.OnceFunc(func() { _ = in.Close(); _ = c.Wait() })
+	t.Cleanup(end)
 	said := make([]byte, 9)
 	if _, err := io.ReadFull(out, said); err != nil || string(said) != "listening" {
 		t.Fatalf("%s: %q %v", name, said, err)
 	}
+	return end
 }
 
 func lineWith(text, word string) string {

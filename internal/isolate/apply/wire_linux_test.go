@@ -32,14 +32,17 @@ func (l *lab) watch() *wire {
 		defer close(w.done)
 		defer unix.Close(fd)
 		b := make([]byte, 1<<16)
-		for {
+		for ended := false; ; {
 			select {
 			case <-w.stop:
-				return
+				ended = true // what has crossed already is still looked at
 			default:
 			}
-			if n, _, err := unix.Recvfrom(fd, b, 0); err == nil {
+			n, _, err := unix.Recvfrom(fd, b, 0)
+			if err == nil {
 				w.see(b[:n])
+			} else if ended {
+				return
 			}
 		}
 	}()

@@ -1,5 +1,5 @@
 // Package audit judges the sockets of vLLM, Ray and their children: which channel, inside the overlay or not, and what
-// guards it. It refuses to call a machine clean on which nothing of vLLM was seen, or that has RDMA devices.
+// guards it. It refuses to call a machine clean on which nothing of vLLM was seen, or that has RDMA or NVLink.
 package audit
 
 import (
@@ -19,6 +19,7 @@ type Verdict string
 const (
 	Inside       Verdict = "inside"       // on the overlay or on loopback
 	Guarded      Verdict = "guarded"      // on every address, and only the rules keep strangers from it
+	NotProtected Verdict = "unprotected"  // by hardware that no rule or tunnel sees: never green
 	Outside      Verdict = "outside"      // on the underlay, or open to it
 	Inconclusive Verdict = "inconclusive" // nothing to judge was seen
 )
@@ -28,7 +29,7 @@ type Input struct {
 	Snapshot *isolate.Snapshot
 	Plan     *isolate.Plan     // what is applied; nil: nothing is
 	Rules    error             // why the rules are not those of the plan; nil: they were read back equal
-	Counters map[string]uint64 // of the rules, as in "input refused"
+	Counters map[string]uint64 // of the rules, as in "input refused"; of a watch, what they counted meanwhile
 }
 
 // Finding is one socket.
@@ -43,8 +44,9 @@ type Finding struct {
 type Report struct {
 	Verdict      Verdict   `json:"verdict"`
 	Findings     []Finding `json:"findings"`
+	Settings     []Setting `json:"settings"`      // of the running processes, with what they mean
 	Hints        []string  `json:"hints"`         // what is probably set wrongly
-	NotProtected []string  `json:"not_protected"` // devices that no tunnel or rule sees
+	NotProtected []string  `json:"not_protected"` // devices that no tunnel or rule sees, with the options
 	NotTested    []string  `json:"not_tested"`    // what this program's authors could not run
 }
 
@@ -57,8 +59,16 @@ var NotTested = []string{"the kernel's WireGuard (wireguard-go was)", "NCCL on G
 // Judge judges.
 func Judge(in Input) Report {
 	r := Report{Verdict: Inconclusive, NotTested: NotTested}
-	for _, d := range in.Snapshot.RDMA {
-		r.NotProtected = append(r.NotProtected, "RDMA device "+d+": NCCL_IB_DISABLE=1 and UCX_TLS=tcp,sm,self keep vLLM off it; partitions isolate without encrypting; IPsec or MACsec in the adapter encrypts")
+	for _, b := range in.Snapshot.Bypasses {
+		r.NotProtected = append(r.NotProtected, b.Text())
+		r.Verdict = NotProtected
+	}
+	r.Settings = in.settings()
+	for _, s := range r.Settings {
+		// Settings alone are no traffic: they make nothing green, only worse.
+		if s.Verdict == NotProtected || s.Verdict == Outside {
+			r.Verdict = worse(r.Verdict, s.Verdict)
+		}
 	}
 	for _, k := range in.Snapshot.Sockets {
 		if k.Of == "" || k.Protocol == "udp" && !k.Listening {
@@ -71,9 +81,6 @@ func Judge(in Input) Report {
 			r.Hints = append(r.Hints, in.hint(k)...)
 		}
 	}
-	if len(r.NotProtected) > 0 {
-		r.Verdict = Outside
-	}
 	slices.SortStableFunc(r.Findings, func(a, b Finding) int {
 		return cmp.Or(rank(b.Verdict)-rank(a.Verdict), cmp.Compare(a.Channel, b.Channel), a.Socket.Local.Compare(b.Socket.Local))
 	})
@@ -82,7 +89,9 @@ func Judge(in Input) Report {
 	return r
 }
 
-func rank(v Verdict) int { return slices.Index([]Verdict{Inconclusive, Inside, Guarded, Outside}, v) }
+func rank(v Verdict) int {
+	return slices.Index([]Verdict{Inconclusive, Inside, Guarded, NotProtected, Outside}, v)
+}
 
 func worse(a, b Verdict) Verdict {
 	if rank(a) > rank(b) {
@@ -132,6 +141,8 @@ func (in Input) connection(k isolate.Socket) (Verdict, string) {
 		return Inside, "on the overlay"
 	case in.overlay(from) && in.overlay(to):
 		return Outside, "between overlay addresses, and the rules that keep it there are not loaded"
+	case in.member(to) && k.Opening:
+		return Outside, "waits for a member outside the overlay, where that one's rules refuse it"
 	case in.member(to):
 		return Outside, "in clear between members of the fleet"
 	case in.inbound(k):
@@ -181,22 +192,53 @@ func (in Input) apiPort() uint16 {
 }
 
 // hint names the setting that is missing. With one of them missing vLLM hangs at its start without a word; what tells
-// is who listens on the underlay, and that the rules count refusals.
+// is who listens on the underlay, who waits for a peer there, and that the rules count refusals.
 func (in Input) hint(k isolate.Socket) []string {
-	if !k.Listening || in.Plan == nil || k.Local.Addr().IsUnspecified() || len(in.Plan.Addresses) == 0 {
+	if in.Plan == nil || len(in.Plan.Addresses) == 0 {
 		return nil
 	}
-	set := ""
+	if k.Opening {
+		i := slices.IndexFunc(in.Plan.Peers, func(p isolate.Peer) bool { return p.Endpoint.Addr() == k.Remote.Addr().Unmap() })
+		if i < 0 {
+			return nil
+		}
+		return []string{fmt.Sprintf("%s waits for %s of node %s, outside the overlay: on that node VLLM_HOST_IP or GLOO_SOCKET_IFNAME is missing, or here an address of the underlay was given", who(k), k.Remote, in.Plan.Peers[i].Name)}
+	}
+	if !k.Listening || k.Local.Addr().IsUnspecified() {
+		return nil
+	}
+	set, value := "", ""
 	switch {
 	case strings.HasPrefix(k.Process, "VLLM::EngineCor"):
-		set = "VLLM_HOST_IP=" + in.Plan.Addresses[0].String()
+		set, value = "VLLM_HOST_IP", in.Plan.Addresses[0].String()
 	case strings.HasPrefix(k.Process, "VLLM::Worker"):
-		set = "GLOO_SOCKET_IFNAME=" + in.Plan.Device
+		set, value = "GLOO_SOCKET_IFNAME", in.Plan.Device
 	case strings.HasPrefix(k.Process, "VLLM::DPCoordin"), strings.HasPrefix(k.Process, "VLLM::APIServer"):
-		set = "--data-parallel-address with the first node's overlay address"
+		return []string{fmt.Sprintf("%s listens on the underlay: set --data-parallel-address with the first node's overlay address; %s", who(k), in.refusals())}
 	default:
 		return nil
 	}
-	refused := in.Counters["input "+isolate.RuleRefused]
-	return []string{fmt.Sprintf("%s listens on the underlay: set %s (vallum isolate env prints all of it); the rules have refused %d packets", k.Process, set, refused)}
+	return []string{fmt.Sprintf("%s listens on the underlay%s: set %s=%s (vallum isolate env prints all of it); %s", who(k), in.told(k.PID, set), set, value, in.refusals())}
 }
+
+// told says what a process was told with a variable, as far as that is known.
+func (in Input) told(pid int, name string) string {
+	i := slices.IndexFunc(in.Snapshot.Processes, func(p isolate.Process) bool { return p.PID == pid && p.From != 0 })
+	if i < 0 {
+		return ""
+	}
+	if v, set := in.Snapshot.Processes[i].Settings[name]; set {
+		return fmt.Sprintf(", with %s=%q", name, v)
+	}
+	return ", and " + name + " is not set"
+}
+
+func (in Input) refusals() string {
+	n := in.Counters["input "+isolate.RuleRefused]
+	if n == 0 {
+		return "the rules have refused no packet yet"
+	}
+	return fmt.Sprintf("the rules have refused %d packet(s), so that who tries hangs without a word", n)
+}
+
+func who(k isolate.Socket) string { return fmt.Sprintf("%s (%d)", k.Process, k.PID) }

@@ -68,7 +68,10 @@ func TestNothingIsGreenWithoutReason(t *testing.T) {
 		"only others' sockets": {Snapshot: &isolate.Snapshot{Sockets: []isolate.Socket{{Protocol: "tcp", Listening: true, Process: "sshd"}}}, Plan: plan()},
 		"no overlay":           {Snapshot: &isolate.Snapshot{Sockets: k}},
 		"rules not loaded":     {Snapshot: &isolate.Snapshot{Sockets: k}, Plan: plan(), Rules: errors.New("missing")},
-		"RDMA":                 {Snapshot: &isolate.Snapshot{Sockets: k, RDMA: []string{"mlx5_0"}}, Plan: plan()},
+		"RDMA":                 {Snapshot: &isolate.Snapshot{Sockets: k, Bypasses: []isolate.Bypass{{Name: "mlx5_0", Kind: isolate.RoCE}}}, Plan: plan()},
+		"NVLink":               {Snapshot: &isolate.Snapshot{Sockets: k, Bypasses: []isolate.Bypass{{Name: "nvidia-nvswitch0", Kind: isolate.NVSwitch}}}, Plan: plan()},
+		"only RDMA":            {Snapshot: &isolate.Snapshot{Bypasses: []isolate.Bypass{{Name: "mlx5_0", Kind: isolate.RoCE}}}, Plan: plan()},
+		"a kind of tomorrow":   {Snapshot: &isolate.Snapshot{Sockets: k, Bypasses: []isolate.Bypass{{Name: "x"}}}, Plan: plan()},
 	} {
 		if r := Judge(in); r.OK() || len(r.NotTested) == 0 {
 			t.Errorf("%s: %+v", name, r)

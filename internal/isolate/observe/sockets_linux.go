@@ -22,6 +22,7 @@ import (
 // TCP states of the kernel (include/net/tcp_states.h).
 const (
 	tcpEstablished = 1
+	tcpSynSent     = 2
 	tcpListen      = 10
 )
 
@@ -72,7 +73,7 @@ func processes() (owners map[uint32]owner, namespaces map[string]int, unseen int
 		return nil, nil, 0, fmt.Errorf("listing processes: %w", err)
 	}
 	owners, namespaces = map[uint32]owner{}, map[string]int{}
-	family := families(all)
+	family, _ := families(all)
 	for _, p := range all {
 		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", p.PID))
 		if err != nil {
@@ -99,9 +100,10 @@ func processes() (owners map[uint32]owner, namespaces map[string]int, unseen int
 }
 
 // families tells of a process whether it, or one that it came from, is vLLM or Ray: workers and their resource trackers
-// have names of their own.
-func families(all procfs.Procs) func(pid int) string {
-	known, parent := map[int]string{}, map[int]int{}
+// have names of their own. parent tells who started a process.
+func families(all procfs.Procs) (family func(pid int) string, parent map[int]int) {
+	known := map[int]string{}
+	parent = map[int]int{}
 	for _, p := range all {
 		if stat, err := p.Stat(); err == nil {
 			parent[p.PID] = stat.PPID
@@ -118,7 +120,7 @@ func families(all procfs.Procs) func(pid int) string {
 			pid = parent[pid]
 		}
 		return ""
-	}
+	}, parent
 }
 
 // familyOf judges by the names that vLLM gives its processes (vllm/utils/system_utils.py set_process_title) and by what
@@ -160,8 +162,10 @@ func socketsOf(pid int, owners map[uint32]owner) ([]isolate.Socket, error) {
 			return nil, fmt.Errorf("listing UDP sockets: %w", err)
 		}
 		for _, s := range tcp {
-			if s.State == tcpListen || s.State == tcpEstablished {
-				list = append(list, socket("tcp", s, s.State == tcpListen, owners))
+			if s.State == tcpListen || s.State == tcpEstablished || s.State == tcpSynSent {
+				k := socket("tcp", s, s.State == tcpListen, owners)
+				k.Opening = s.State == tcpSynSent
+				list = append(list, k)
 			}
 		}
 		for _, s := range udp {
