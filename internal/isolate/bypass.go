@@ -71,7 +71,7 @@ type Process struct {
 	Settings map[string]string `json:"settings"` // of SettingNames, those that are set
 	// Namespace is of the network, where it is not the one that was asked: names of devices mean others there.
 	Namespace string `json:"namespace,omitempty"`
-	// From is the process whose environment that is: a title that is set (setproctitle) overwrites a process's own, so
-	// that it is read where the process comes from. 0: nobody's could be read, and nothing is known.
+	// From is the process whose environment was whole: a title that is set (setproctitle) overwrites what a process was
+	// given, so that it is read where the process comes from. 0: nobody's was whole, and what is not set is not known.
 	From int `json:"from"`
 }

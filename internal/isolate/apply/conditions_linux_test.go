@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vallum/vallum/internal/isolate/fleet"
+	"github.com/vallum/vallum/internal/isolate/ipnet"
 )
 
 // jumbo sets the MTU of every device of the lab's Ethernet.
@@ -122,8 +123,8 @@ func TestAPeerThatMoves(t *testing.T) {
 	b.under = netip.MustParseAddr("192.0.2.77")
 	b.do(func() {
 		eth := link(t, "eth0")
-		must(t, netlink.AddrDel(eth, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(old, 24))}))
-		must(t, netlink.AddrAdd(eth, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(b.under, 24))}))
+		must(t, netlink.AddrDel(eth, &netlink.Addr{IPNet: ipnet.Of(netip.PrefixFrom(old, 24))}))
+		must(t, netlink.AddrAdd(eth, &netlink.Addr{IPNet: ipnet.Of(netip.PrefixFrom(b.under, 24))}))
 	})
 	if b.reaches(a.over, 5000, closed) {
 		t.Error("a peer is let in from an address that the manifest does not name")

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vallum/vallum/internal/isolate/fleet"
+	"github.com/vallum/vallum/internal/isolate/ipnet"
 )
 
 // program is the real binary, built once.
@@ -180,16 +181,12 @@ func (l *lab) plug(h *host) {
 	h.do(func() {
 		eth := link(l.t, "eth0")
 		for _, a := range []netip.Prefix{netip.PrefixFrom(h.under, 24), netip.PrefixFrom(h.under6, 64)} {
-			must(l.t, netlink.AddrAdd(eth, &netlink.Addr{IPNet: ipNet(a), Flags: unix.IFA_F_NODAD}))
+			must(l.t, netlink.AddrAdd(eth, &netlink.Addr{IPNet: ipnet.Of(a), Flags: unix.IFA_F_NODAD}))
 		}
 		must(l.t, netlink.LinkSetUp(eth))
 		// A default route, so that a dead tunnel has somewhere to leak to.
 		must(l.t, netlink.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Gw: net.IPv4(192, 0, 2, 254)}))
 	})
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
 func (h *host) file(name string) string { return filepath.Join(h.dir, name) }

@@ -11,13 +11,15 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
+
+	"github.com/vallum/vallum/internal/isolate/ipnet"
 )
 
 // routeBy sends an address by the underlay's device, as a routing daemon or a stranger does.
 func (h *host) routeBy(t *testing.T, addr netip.Addr, add bool) {
 	t.Helper()
 	h.do(func() {
-		r := &netlink.Route{LinkIndex: link(t, "eth0").Attrs().Index, Dst: ipNet(netip.PrefixFrom(addr, addr.BitLen())), Priority: 0}
+		r := &netlink.Route{LinkIndex: link(t, "eth0").Attrs().Index, Dst: ipnet.Of(netip.PrefixFrom(addr, addr.BitLen())), Priority: 0}
 		if addr.Is6() {
 			r.Priority = 1
 		}
@@ -123,7 +125,8 @@ func (h *host) state(t *testing.T) string {
 	keep := []string{}
 	_, rest, _ := strings.Cut(out, `"devices"`)
 	network, _, _ := strings.Cut(rest, `"sockets"`)
-	_, tables, _ := strings.Cut(out, `"tables"`)
+	_, rest, _ = strings.Cut(rest, `"tables"`)
+	tables, _, _ := strings.Cut(rest, `"processes"`)
 	hosts, err := os.ReadFile(h.file("hosts"))
 	must(t, err)
 	h.do(func() {
@@ -204,5 +207,5 @@ func linkDownOf(t *testing.T, name string) error {
 
 // takeAddress gives the caller's namespace another host's address on the same Ethernet.
 func takeAddress(t *testing.T, of *host) error {
-	return netlink.AddrAdd(link(t, "eth0"), &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(of.under, 24))})
+	return netlink.AddrAdd(link(t, "eth0"), &netlink.Addr{IPNet: ipnet.Of(netip.PrefixFrom(of.under, 24))})
 }

@@ -223,14 +223,17 @@ func (in Input) hint(k isolate.Socket) []string {
 
 // told says what a process was told with a variable, as far as that is known.
 func (in Input) told(pid int, name string) string {
-	i := slices.IndexFunc(in.Snapshot.Processes, func(p isolate.Process) bool { return p.PID == pid && p.From != 0 })
-	if i < 0 {
-		return ""
+	for _, p := range in.Snapshot.Processes {
+		v, set := p.Settings[name]
+		switch {
+		case p.PID != pid:
+		case set:
+			return fmt.Sprintf(", with %s=%q", name, v)
+		case p.From != 0:
+			return ", and " + name + " is not set"
+		}
 	}
-	if v, set := in.Snapshot.Processes[i].Settings[name]; set {
-		return fmt.Sprintf(", with %s=%q", name, v)
-	}
-	return ", and " + name + " is not set"
+	return ""
 }
 
 func (in Input) refusals() string {

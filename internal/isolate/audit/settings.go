@@ -40,11 +40,10 @@ func (in Input) settings() []Setting {
 	for _, p := range in.Snapshot.Processes {
 		if p.From == 0 {
 			see(key{}, p.PID)
-			continue
 		}
 		for _, name := range isolate.SettingNames {
 			value, set := p.Settings[name]
-			if set || slices.Contains(wanted, name) && p.Of == "vllm" {
+			if set || p.From != 0 && p.Of == "vllm" && slices.Contains(wanted, name) {
 				see(key{name, value, set, p.Namespace != ""}, p.PID)
 			}
 		}
@@ -64,7 +63,7 @@ func (in Input) settings() []Setting {
 func (in Input) judgeSetting(name, value string, set, away bool) (Verdict, string) {
 	switch {
 	case name == "":
-		return Inconclusive, "a title has overwritten its environment, and so those of the processes that it comes from: what it is told is not known"
+		return Inconclusive, "titles have overwritten its environment and those of the processes that it comes from: what else it was told is not known"
 	case !set:
 		return Guarded, "it chooses by itself; the rules keep it off the underlay, which makes it hang where it chooses wrongly"
 	case away && (slices.Contains(wanted, name) || name == "UCX_NET_DEVICES" && !namesRDMA(value)):

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vallum/vallum/internal/isolate"
+	"github.com/vallum/vallum/internal/isolate/ipnet"
 	"github.com/vallum/vallum/internal/isolate/nft"
 )
 
@@ -72,7 +73,7 @@ func devices() ([]isolate.Device, error) {
 			return list, fmt.Errorf("addresses of %s: %w", a.Name, err)
 		}
 		for _, addr := range addrs {
-			d.Addresses = append(d.Addresses, prefix(addr.IPNet))
+			d.Addresses = append(d.Addresses, ipnet.Prefix(addr.IPNet))
 		}
 		list = append(list, d)
 	}
@@ -91,7 +92,7 @@ func routes() ([]isolate.Route, error) {
 			return list, err
 		}
 		for _, r := range found {
-			one := isolate.Route{To: prefix(r.Dst), Type: routeTypes[r.Type], Metric: r.Priority}
+			one := isolate.Route{To: ipnet.Prefix(r.Dst), Type: routeTypes[r.Type], Metric: r.Priority}
 			if !one.To.IsValid() {
 				one.To = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 				if family == netlink.FAMILY_V6 {
@@ -110,21 +111,6 @@ func routes() ([]isolate.Route, error) {
 var routeTypes = map[int]string{
 	unix.RTN_UNICAST: "unicast", unix.RTN_PROHIBIT: "prohibit", unix.RTN_BLACKHOLE: "blackhole", unix.RTN_UNREACHABLE: "unreachable",
 	unix.RTN_LOCAL: "local", unix.RTN_BROADCAST: "broadcast", unix.RTN_MULTICAST: "multicast", unix.RTN_ANYCAST: "anycast",
-}
-
-func prefix(n *net.IPNet) netip.Prefix {
-	if n == nil {
-		return netip.Prefix{}
-	}
-	a, ok := netip.AddrFromSlice(n.IP)
-	bits, size := n.Mask.Size()
-	if !ok || size == 0 {
-		return netip.Prefix{}
-	}
-	if size == 32 {
-		a = a.Unmap()
-	}
-	return netip.PrefixFrom(a, bits)
 }
 
 // kernelWireGuard reports whether the kernel has WireGuard, loaded or to be loaded. That it really makes devices shows

@@ -3,6 +3,7 @@ package observe
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -38,13 +39,20 @@ func Processes() ([]isolate.Process, error) {
 		if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", p.PID)); err == nil && ns != own {
 			one.Namespace = ns
 		}
-		// A process that sets its title, as all workers of vLLM do, overwrites what the kernel shows as its environment:
-		// what it was given stands with the one that it comes from.
-		for pid := p.PID; pid > 1 && family(pid) == of; pid = parent[pid] {
+		// A process that sets its title, as all workers of vLLM do, overwrites the first part of what the kernel shows as
+		// its environment, that which it was given; what it has set itself stands behind it. The rest is read where the
+		// process comes from.
+		one.Settings = map[string]string{}
+		for pid := p.PID; pid > 1 && family(pid) == of && one.From == 0; pid = parent[pid] {
 			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
-			if settings, shown := settingsOf(b); err == nil && shown {
-				one.Settings, one.From = settings, pid
+			if err != nil {
 				break
+			}
+			settings, whole := settingsOf(b)
+			maps.Copy(settings, one.Settings)
+			one.Settings = settings
+			if whole {
+				one.From = pid
 			}
 		}
 		list = append(list, one)
@@ -52,16 +60,16 @@ func Processes() ([]isolate.Process, error) {
 	return list, nil
 }
 
-// settingsOf picks the settings out of an environment. shown is false when a title has overwritten it, which leaves
-// bytes of zero; an environment that was empty from the start has no bytes.
-func settingsOf(environ []byte) (settings map[string]string, shown bool) {
-	settings, shown = map[string]string{}, len(environ) == 0
-	for v := range bytes.SplitSeq(environ, []byte{0}) {
+// settingsOf picks the settings out of an environment. whole is false when a title has overwritten some of it: that
+// leaves bytes of zero side by side, or the title's end.
+func settingsOf(environ []byte) (settings map[string]string, whole bool) {
+	settings, whole = map[string]string{}, true
+	for v := range bytes.SplitSeq(bytes.TrimSuffix(environ, []byte{0}), []byte{0}) {
 		name, value, ok := strings.Cut(string(v), "=")
-		shown = shown || ok
-		if ok && slices.Contains(isolate.SettingNames, name) {
+		whole = whole && (ok || len(environ) == 0)
+		if slices.Contains(isolate.SettingNames, name) && ok {
 			settings[name] = value
 		}
 	}
-	return settings, shown
+	return settings, whole
 }

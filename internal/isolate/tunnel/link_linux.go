@@ -3,13 +3,13 @@ package tunnel
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vallum/vallum/internal/isolate"
+	"github.com/vallum/vallum/internal/isolate/ipnet"
 )
 
 // link gives the device its MTU, addresses and routes, and takes away those that the plan does not have.
@@ -27,7 +27,7 @@ func link(p *isolate.Plan) error {
 	}
 	for _, a := range p.Addresses {
 		// A duplicate cannot be on a point-to-point device, and an address that is being probed cannot be listened on.
-		if err := netlink.AddrReplace(l, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen())), Flags: unix.IFA_F_NODAD}); err != nil {
+		if err := netlink.AddrReplace(l, &netlink.Addr{IPNet: ipnet.Of(netip.PrefixFrom(a, a.BitLen())), Flags: unix.IFA_F_NODAD}); err != nil {
 			return fmt.Errorf("giving %q the address %s: %w", p.Device, a, err)
 		}
 		delete(have, a)
@@ -36,7 +36,7 @@ func link(p *isolate.Plan) error {
 		if a.IsLinkLocalUnicast() {
 			continue
 		}
-		if err := netlink.AddrDel(l, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(a, a.BitLen()))}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		if err := netlink.AddrDel(l, &netlink.Addr{IPNet: ipnet.Of(netip.PrefixFrom(a, a.BitLen()))}); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("taking the address %s from %q: %w", a, p.Device, err)
 		}
 	}
@@ -53,7 +53,7 @@ func routes(p *isolate.Plan, l netlink.Link) error {
 			continue
 		}
 		stays[r.To] = true
-		route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(r.To), Scope: netlink.SCOPE_LINK, Protocol: protocol}
+		route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipnet.Of(r.To), Scope: netlink.SCOPE_LINK, Protocol: protocol}
 		for _, a := range p.Addresses {
 			if a.Is4() == r.To.Addr().Is4() {
 				route.Src = a.AsSlice()
@@ -68,7 +68,7 @@ func routes(p *isolate.Plan, l netlink.Link) error {
 		return err
 	}
 	for _, r := range ours {
-		if to := prefix(r.Dst); r.LinkIndex == l.Attrs().Index && r.Type == unix.RTN_UNICAST && !stays[to] {
+		if to := ipnet.Prefix(r.Dst); r.LinkIndex == l.Attrs().Index && r.Type == unix.RTN_UNICAST && !stays[to] {
 			if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("removing the route to %s: %w", to, err)
 			}
@@ -86,7 +86,7 @@ func Prohibit(p *isolate.Plan) error {
 			continue
 		}
 		stays[r.To] = true
-		route := &netlink.Route{Dst: ipNet(r.To), Type: unix.RTN_PROHIBIT, Priority: r.Metric, Protocol: protocol}
+		route := &netlink.Route{Dst: ipnet.Of(r.To), Type: unix.RTN_PROHIBIT, Priority: r.Metric, Protocol: protocol}
 		if err := netlink.RouteReplace(route); err != nil {
 			return fmt.Errorf("adding the prohibit route of %s: %w", r.To, err)
 		}
@@ -102,7 +102,7 @@ func Prohibited(p *isolate.Plan) error {
 	}
 	have := map[netip.Prefix]bool{}
 	for _, r := range ours {
-		have[prefix(r.Dst)] = have[prefix(r.Dst)] || r.Type == unix.RTN_PROHIBIT
+		have[ipnet.Prefix(r.Dst)] = have[ipnet.Prefix(r.Dst)] || r.Type == unix.RTN_PROHIBIT
 	}
 	for _, r := range p.Routes {
 		if r.Type == "prohibit" && !have[r.To] {
@@ -121,7 +121,7 @@ func unprohibit(stays map[netip.Prefix]bool) error {
 		return err
 	}
 	for _, r := range ours {
-		if r.Type != unix.RTN_PROHIBIT || r.Priority != isolate.ProhibitMetric || stays[prefix(r.Dst)] {
+		if r.Type != unix.RTN_PROHIBIT || r.Priority != isolate.ProhibitMetric || stays[ipnet.Prefix(r.Dst)] {
 			continue
 		}
 		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -151,26 +151,7 @@ func addresses(l netlink.Link) (map[netip.Addr]bool, error) {
 	}
 	have := map[netip.Addr]bool{}
 	for _, a := range list {
-		have[prefix(a.IPNet).Addr()] = true
+		have[ipnet.Prefix(a.IPNet).Addr()] = true
 	}
 	return have, nil
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-func prefix(n *net.IPNet) netip.Prefix {
-	if n == nil {
-		return netip.Prefix{}
-	}
-	a, ok := netip.AddrFromSlice(n.IP)
-	bits, size := n.Mask.Size()
-	if !ok || size == 0 {
-		return netip.Prefix{}
-	}
-	if size == 32 {
-		a = a.Unmap()
-	}
-	return netip.PrefixFrom(a, bits)
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/vallum/vallum/internal/isolate"
 	"github.com/vallum/vallum/internal/isolate/fleet"
+	"github.com/vallum/vallum/internal/isolate/ipnet"
 )
 
 // keepalive keeps the way through stateful firewalls open, and makes a dead peer show in the handshake's age.
@@ -163,7 +164,7 @@ func peerConfig(peer isolate.Peer, keys Keys) (wgtypes.PeerConfig, error) {
 		ReplaceAllowedIPs: true, PresharedKey: &wgtypes.Key{},
 	}
 	for _, a := range peer.Allowed {
-		one.AllowedIPs = append(one.AllowedIPs, net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())})
+		one.AllowedIPs = append(one.AllowedIPs, *ipnet.Of(a))
 	}
 	if !peer.Preshared {
 		return one, nil
