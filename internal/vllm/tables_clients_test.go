@@ -151,6 +151,7 @@ func TestWhatClientsSendIsNeverRefused(t *testing.T) {
 		{"vllm bench, aligning", "tokenize.create", `{"model":"m","prompt":"x","add_special_tokens":false}`, ""},
 		{"LiteLLM, Dify", "rerank.root", `{"model":"m","query":"q","documents":["a","b"],"top_n":2,"return_documents":true}`, "/return_documents"},
 		{"a cross-encoder with pictures", "score.create", `{"queries":"q","documents":[{"content":[{"type":"text","text":"x"},{"type":"image_url","image_url":{"url":"data:,x"}}]}]}`, ""},
+		{"openai-python's decisions", "decisions.create", `{"model":"m","input":[{"type":"message","role":"user","content":[{"type":"input_text","text":"x"}]}],"questions":[{"type":"predicate","name":"a","instructions":"i"},{"type":"choice","instructions":"i","choices":[{"value":"x","description":"d"},{"value":true}]},{"type":"score","instructions":"i","levels":[{"label":"low"},{"label":"high","description":"d"}]}],"joint":true,"safety_identifier":"s"}`, "/safety_identifier"},
 		{"Cohere", "embed.v2", `{"model":"m","texts":["a"],"input_type":"search_query","embedding_types":["float"],"truncate":"END"}`, ""},
 	} {
 		j := judged(t, row.operation, row.body)
@@ -212,6 +213,11 @@ func TestWhatAttackersSendIsRefused(t *testing.T) {
 		{"tokenize.create", `{"mm_processor_kwargs":{"code_revision":"x"}}`, "/mm_processor_kwargs"},
 		{"detokenize.create", `{"tokens":[-1]}`, "/tokens/0"},
 		{"systemone.create", `{"images":["http://x"]}`, "/images/0"},
+		{"decisions.create", `{"input":[{"role":"user","content":[{"type":"input_image","image_url":"http://x"}]}]}`, "/input/0/content/0"},
+		{"decisions.create", `{"input":[{"role":"system","content":"x"}]}`, "/input/0/role"},
+		{"decisions.create", `{"questions":[{"type":"mcp"}]}`, "/questions/0"},
+		{"decisions.create", `{"questions":[{"type":"choice","choices":[{"value":1}]}]}`, "/questions/0/choices/0/value"},
+		{"decisions.create", `{"joint":"yes"}`, "/joint"},
 	} {
 		j := judged(t, row.operation, row.body)
 		if !slices.Equal(j.refused, []string{row.refused}) {

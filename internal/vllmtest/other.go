@@ -31,7 +31,7 @@ var handlers = map[string]handler{
 	"POST /pooling":                  listed("pool", `{"index":%d,"object":"pooling","data":[0.5,0.25]}`, "input", "messages", "data"),
 	"POST /generative_scoring":       listed("genscore", `{"index":%d,"object":"score","score":0.5}`, "items"),
 	"POST /v1/systemone":             listed("sys1", `{"index":%d,"decision":"yes"}`, "questions"),
-	"POST /v1/decisions":             listed("decision", `{"index":%d,"decision":"yes"}`, "questions"),
+	"POST /v1/decisions":             decisions,
 	"POST /tokenize":                 tokenize,
 	"POST /detokenize":               detokenize,
 	"POST /v1/audio/transcriptions":  audio("transcription.chunk"),

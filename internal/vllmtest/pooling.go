@@ -10,8 +10,11 @@ import (
 	"math"
 	"mime"
 	"mime/multipart"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/vallum/vallum/internal/vllm/surface"
 )
 
 // inputs are the texts of a pooling request.
@@ -191,6 +194,47 @@ func listed(prefix, row string, names ...string) handler {
 		}
 		x.json(`{"id":"%s-%032x","object":"list","created":%d,"model":%s,"data":[%s],"usage":%s}`, prefix, x.s.next(), time.Now().Unix(), quote(model), strings.Join(data, ","), poolUsage(count))
 	}
+}
+
+// decisions answers each question with a probability. Unlike its sisters' its request takes no field that vLLM does not
+// know (openai/decisions/protocol.py of 0.33.0: extra is forbidden), and its usage has the responses' form.
+func decisions(x *exchange) {
+	if !x.object() {
+		return
+	}
+	for name := range x.body {
+		if !slices.ContainsFunc(x.s.o.Surface.Models["DecisionRequest"].Fields, func(f surface.Field) bool { return f.Name == name }) {
+			x.fail(400, "Bad Request", "1 validation error: 'type': 'extra_forbidden', 'loc': ('body', "+quote(name)+")")
+			return
+		}
+	}
+	questions, ok := x.body["questions"].([]any)
+	if !ok || len(questions) == 0 || x.body["input"] == nil {
+		x.missing("questions")
+		return
+	}
+	model, ok := x.model()
+	if !ok {
+		return
+	}
+	salt, ok := x.salt()
+	if !ok {
+		return
+	}
+	var answers []string
+	for _, q := range questions {
+		question, _ := q.(map[string]any)
+		name, err := json.Marshal(question["name"])
+		if err != nil || question["type"] != "predicate" {
+			x.fail(400, "BadRequestError", "this fake answers predicates only")
+			return
+		}
+		answers = append(answers, fmt.Sprintf(`{"type":"predicate","name":%s,"probability":0.5}`, name))
+	}
+	text := flat(x.body["input"])
+	count := tokens(text) * int64(len(answers))
+	x.json(`{"model":%s,"answers":[%s],"usage":{"input_tokens":%d,"input_tokens_details":{"cached_tokens":%d,"cache_write_tokens":0},"output_tokens":%d,"output_tokens_details":{"reasoning_tokens":0},"total_tokens":%d}}`,
+		quote(model), strings.Join(answers, ","), count, min(x.s.cache.hit(model, salt, text), count-1), len(answers), count+int64(len(answers)))
 }
 
 func tokenize(x *exchange) {

@@ -169,7 +169,8 @@ func TestAnswers(t *testing.T) {
 		{"/tokenize", `{"prompt":"ab"}`, 200, []string{`"count":2`, `[97,98]`}},
 		{"/detokenize", `{"tokens":[97,98]}`, 200, []string{`{"prompt":"ab"}`}},
 		{"/invocations", `{"model":"nope","messages":[]}`, 200, []string{`"model":"tiny"`}},
-		{"/v1/decisions", `{"input":"a","questions":[{}]}`, 200, []string{`"decision"`, `"usage"`}},
+		{"/v1/decisions", `{"model":"tiny","input":"a","questions":[{"type":"predicate","name":"q","instructions":"is it?"}]}`, 200, []string{`"name":"q"`, `"input_tokens":1`}},
+		{"/v1/decisions", `{"input":"a","questions":[{"type":"predicate"}],"user":"x"}`, 400, []string{"extra_forbidden"}},
 		{"/generative_scoring", `{"query":"a","items":["b"]}`, 200, []string{`"usage"`}},
 	} {
 		status, body := post(t, s, c.path, c.body)
