@@ -279,6 +279,9 @@ func (p *proof) wire(ctx context.Context, plan *isolate.Plan, own netip.AddrPort
 		}
 		p.fail("in clear: %s %s to %s, %d packet(s)%s: %s", f.Protocol, f.From, f.To, f.Packets, marked, holder(snapshot, f))
 	}
+	if r.Lost > 0 {
+		p.say("      %d packet(s) came too fast to be looked at: watch for a shorter time, or with less traffic", r.Lost)
+	}
 	p.say("wire: %s; %d packet(s) of the tunnel that carried something", r.Verdict, r.Tunnel)
 	switch r.Verdict {
 	case wire.Clean:

@@ -28,6 +28,8 @@ func Capture(ctx context.Context, w *Watcher, p *isolate.Plan) error {
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100_000}); err != nil {
 		return err
 	}
+	// Room for what comes while this process does not run; what still finds none is counted and told.
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20)
 	// By name and not once for all: a tunnel that is started again has a device of the same name and another index.
 	known := map[int]bool{}
 	skip := func(at *unix.SockaddrLinklayer) bool {
@@ -52,6 +54,11 @@ func Capture(ctx context.Context, w *Watcher, p *isolate.Plan) error {
 			w.See(b[:n])
 		}
 	}
+	stats, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
+	if err != nil {
+		return fmt.Errorf("asking how many packets were lost: %w", err)
+	}
+	w.lost += int(stats.Drops)
 	return nil
 }
 

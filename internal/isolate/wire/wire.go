@@ -3,7 +3,6 @@
 package wire
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -20,7 +19,7 @@ type Verdict string
 const (
 	Clean        Verdict = "clean"        // the tunnel's packets and no others
 	InClear      Verdict = "in clear"     // at least one packet outside the tunnel
-	Inconclusive Verdict = "inconclusive" // no packet of the tunnel that carries something: nothing was tested
+	Inconclusive Verdict = "inconclusive" // no packet of the tunnel that carries something, or some were lost unseen
 )
 
 // Flow is packets in clear between two ends.
@@ -36,6 +35,7 @@ type Flow struct {
 type Report struct {
 	Verdict Verdict `json:"verdict"`
 	Tunnel  int     `json:"tunnel"` // packets that carried something; handshakes and keepalives do not count
+	Lost    int     `json:"lost"`   // packets that came faster than they were looked at
 	Flows   []Flow  `json:"flows"`
 }
 
@@ -45,17 +45,17 @@ type Watcher struct {
 	endpoints map[netip.AddrPort]bool
 	members   map[netip.Addr]bool
 	allowed   map[uint16]bool // ports of the allow list: clear by the operator's will
-	needles   [][]byte
-	tails     map[Flow][]byte
+	search    *searcher
 	flows     map[Flow]*Flow
 	tunnel    int
+	lost      int
 }
 
 // NewWatcher watches for what the plan keeps off the underlay, and for the needles.
 func NewWatcher(p *isolate.Plan, own netip.AddrPort, needles [][]byte) *Watcher {
 	w := &Watcher{
 		endpoints: map[netip.AddrPort]bool{own: true}, members: map[netip.Addr]bool{own.Addr(): true}, allowed: map[uint16]bool{},
-		needles: needles, tails: map[Flow][]byte{}, flows: map[Flow]*Flow{},
+		search: newSearcher(needles), flows: map[Flow]*Flow{},
 	}
 	for _, r := range p.Routes {
 		if r.Type == "prohibit" {
@@ -111,24 +111,25 @@ func Needles(tokens []uint32, text string) ([][]byte, error) {
 }
 
 // See judges a packet that begins with its IP header. Others are not looked at.
-func (w *Watcher) See(packet []byte) {
-	k, protocol, payload, ok := parse(packet)
+func (w *Watcher) See(b []byte) {
+	p, ok := parse(b)
+	k := p.flow
 	if !ok || k.From.Addr() == k.To.Addr() {
 		return
 	}
-	if protocol == udp && w.endpoints[k.From] && w.endpoints[k.To] {
-		if carries(payload) {
+	if p.protocol == udp && w.endpoints[k.From] && w.endpoints[k.To] {
+		if carries(p.payload) {
 			w.tunnel++
 		}
 		return
 	}
-	marked := w.marked(k, payload)
+	marked := w.search.found(p)
 	inside := func(a netip.Addr) bool {
 		return slices.ContainsFunc(w.overlay, func(p netip.Prefix) bool { return p.Contains(a) })
 	}
 	overlay := inside(k.From.Addr()) || inside(k.To.Addr())
 	between := w.members[k.From.Addr()] && w.members[k.To.Addr()]
-	if !marked && !overlay && (!between || w.harmless(k, protocol, payload)) {
+	if !marked && !overlay && (!between || w.harmless(p)) {
 		return
 	}
 	f, seen := w.flows[k]
@@ -147,35 +148,23 @@ func carries(payload []byte) bool { return len(payload) > 32 && payload[0] == 4 
 
 // harmless is what crosses between members outside the tunnel and says nothing: neighbour discovery, the kernel's word
 // that nobody listens on a dead tunnel's port (it quotes ciphertext), and what the operator allowed.
-func (w *Watcher) harmless(k Flow, protocol byte, payload []byte) bool {
-	switch protocol {
+func (w *Watcher) harmless(p packet) bool {
+	switch p.protocol {
 	case icmp, icmpv6:
-		return len(payload) > 0 && (payload[0] == 3 && protocol == icmp || protocol == icmpv6 && (payload[0] == 1 || payload[0] >= 130 && payload[0] <= 137 || payload[0] == 143))
+		if len(p.payload) == 0 {
+			return false
+		}
+		kind := p.payload[0]
+		return kind == 3 && p.protocol == icmp || p.protocol == icmpv6 && (kind == 1 || kind >= 130 && kind <= 137 || kind == 143)
 	case tcp, udp:
-		return w.allowed[k.From.Port()] || w.allowed[k.To.Port()]
+		return w.allowed[p.flow.From.Port()] || w.allowed[p.flow.To.Port()]
 	}
 	return false
 }
 
-// marked looks for the needles in a packet and across the border to the one before it in the same direction.
-func (w *Watcher) marked(k Flow, payload []byte) bool {
-	if len(w.needles) == 0 || len(payload) == 0 {
-		return false
-	}
-	longest := 0
-	text := append(slices.Clone(w.tails[k]), payload...)
-	found := false
-	for _, n := range w.needles {
-		longest = max(longest, len(n))
-		found = found || bytes.Contains(text, n)
-	}
-	w.tails[k] = text[max(0, len(text)-longest+1):]
-	return found
-}
-
 // Report is what was seen so far.
 func (w *Watcher) Report() Report {
-	r := Report{Verdict: Inconclusive, Tunnel: w.tunnel}
+	r := Report{Verdict: Inconclusive, Tunnel: w.tunnel, Lost: w.lost}
 	for _, f := range w.flows {
 		r.Flows = append(r.Flows, *f)
 	}
@@ -183,7 +172,7 @@ func (w *Watcher) Report() Report {
 	switch {
 	case len(r.Flows) > 0:
 		r.Verdict = InClear
-	case w.tunnel > 0:
+	case w.tunnel > 0 && w.lost == 0:
 		r.Verdict = Clean
 	}
 	return r

@@ -83,8 +83,8 @@ func TestMarkedTokensAreFound(t *testing.T) {
 	for i, n := range needles {
 		for _, cut := range []int{0, 1, len(n) / 2} {
 			w := watcher(needles...)
-			w.See(ip4(tcp, "192.0.2.7:1", "192.0.2.8:2", slices.Concat([]byte("xx"), n[:cut])))
-			w.See(ip4(tcp, "192.0.2.7:1", "192.0.2.8:2", slices.Concat(n[cut:], []byte("yy"))))
+			w.See(segment(1000, slices.Concat([]byte("xx"), n[:cut])))
+			w.See(segment(1002+uint32(cut), slices.Concat(n[cut:], []byte("yy"))))
 			if r := w.Report(); r.Verdict != InClear || !r.Flows[0].Marked {
 				t.Errorf("needle %d cut at %d was not found: %+v", i, cut, r)
 			}
@@ -92,6 +92,109 @@ func TestMarkedTokensAreFound(t *testing.T) {
 	}
 	if _, err := Needles([]uint32{1, 2}, ""); err == nil {
 		t.Error("two tokens are looked for: they would be found by chance")
+	}
+}
+
+// segment is a packet of one direction of a connection between strangers.
+func segment(seq uint32, payload []byte) []byte {
+	b := ip4(tcp, "192.0.2.7:1", "192.0.2.8:2", payload)
+	binary.BigEndian.PutUint32(b[24:], seq)
+	return b
+}
+
+// A prompt may lie across packets that come in any order, twice, overlapping, or filled up by Ethernet.
+func TestThePromptIsFoundAcrossSegments(t *testing.T) {
+	type part struct {
+		at   uint32
+		text string
+	}
+	long := string(bytes.Repeat([]byte("x"), 3000))
+	for name, row := range map[string]struct {
+		parts []part
+		want  bool
+	}{
+		"in order":                              {[]part{{0, "..ABCD"}, {6, "EFGH.."}}, true},
+		"the second first":                      {[]part{{6, "EFGH.."}, {0, "..ABCD"}}, true},
+		"three, the middle last":                {[]part{{0, "..ABC"}, {7, "FGH.."}, {5, "DE"}}, true},
+		"byte by byte, backwards":               {[]part{{7, "H"}, {6, "G"}, {5, "F"}, {4, "E"}, {3, "D"}, {2, "C"}, {1, "B"}, {0, "A"}}, true},
+		"with others in between":                {[]part{{0, "..ABCD"}, {6000, long}, {9000, long}, {6, "EFGH.."}}, true},
+		"ends of long ones":                     {[]part{{0, long + "ABCD"}, {3004, "EFGH" + long}}, true},
+		"ends of long ones, the second first":   {[]part{{3004, "EFGH" + long}, {0, long + "ABCD"}}, true},
+		"sent again, cut otherwise":             {[]part{{0, "..AB"}, {0, "..ABCD"}, {5, "DEFGH"}}, true},
+		"over the end of the numbers":           {[]part{{0xfffffffe, "ABCD"}, {2, "EFGH"}}, true},
+		"over the end of the numbers, reversed": {[]part{{2, "EFGH"}, {0xfffffffe, "ABCD"}}, true},
+		"with a hole":                           {[]part{{0, "..ABCD"}, {7, "EFGH.."}}, false},
+		"never all of it":                       {[]part{{0, "..ABCD"}, {6, "EFG.."}}, false},
+		"side by side in time, not in place":    {[]part{{0, "..ABCD"}, {50000, "EFGH"}}, false},
+	} {
+		for _, padding := range []int{0, 6} {
+			w := watcher([]byte("ABCDEFGH"))
+			for _, p := range row.parts {
+				b := segment(p.at, []byte(p.text))
+				binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+				w.See(append(b, make([]byte, padding)...))
+			}
+			if got := len(w.Report().Flows) == 1; got != row.want {
+				t.Errorf("%s, with %d bytes of padding: found %v", name, padding, got)
+			}
+		}
+	}
+}
+
+// What the kernel dropped nobody has looked at: no wire is clean then, and one that is not stays so.
+func TestAWireOfWhichPartWasLostIsNotClean(t *testing.T) {
+	w := watcher()
+	w.See(ip4(udp, "192.0.2.2:51820", "192.0.2.1:51820", append([]byte{4, 0, 0, 0}, make([]byte, 60)...)))
+	w.lost = 1
+	if r := w.Report(); r.Verdict != Inconclusive || r.Lost != 1 {
+		t.Errorf("%+v", r)
+	}
+	w.See(ip4(tcp, "10.99.0.1:50000", "10.99.0.2:29501", nil))
+	if r := w.Report(); r.Verdict != InClear {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestThePromptIsNotPutTogetherFromTwoStreams(t *testing.T) {
+	w := watcher([]byte("ABCDEFGH"))
+	w.See(segment(0, []byte("ABCD")))
+	back := ip4(tcp, "192.0.2.8:2", "192.0.2.7:1", []byte("EFGH"))
+	binary.BigEndian.PutUint32(back[24:], 4)
+	w.See(back)
+	if r := w.Report(); len(r.Flows) != 0 {
+		t.Errorf("found in two directions: %+v", r)
+	}
+	w.See(ip4(udp, "192.0.2.7:1", "192.0.2.8:2", []byte("ABCD")))
+	w.See(ip4(udp, "192.0.2.7:1", "192.0.2.8:2", []byte("EFGH")))
+	if r := w.Report(); len(r.Flows) != 1 || r.Flows[0].Protocol != "udp" {
+		t.Errorf("datagrams one after the other: %+v", r)
+	}
+}
+
+// What a watch keeps has a bound, whatever crosses the wire; and what it keeps is still right.
+func TestAWatchKeepsABoundedPartOfTheWire(t *testing.T) {
+	w := watcher(bytes.Repeat([]byte("ABCDEFGH"), 128))
+	full := bytes.Repeat([]byte("y"), 1400)
+	for i := range 3 * maxStreams {
+		b := segment(0, full)
+		binary.BigEndian.PutUint16(b[20:], uint16(i))
+		for seq := range uint32(8) {
+			binary.BigEndian.PutUint32(b[24:], seq*1400)
+			w.See(b)
+		}
+	}
+	for seq := range uint32(10 * maxPieces) {
+		w.See(segment(seq*1400, full))
+	}
+	bytes, pieces := 0, 0
+	for _, st := range w.search.streams {
+		for _, p := range st.pieces {
+			bytes += len(p.data)
+		}
+		pieces = max(pieces, len(st.pieces))
+	}
+	if len(w.search.streams) > maxStreams || pieces > maxPieces || bytes > maxKept || bytes != w.search.kept {
+		t.Errorf("%d streams, %d pieces in one, %d bytes (%d counted)", len(w.search.streams), pieces, bytes, w.search.kept)
 	}
 }
 
