@@ -105,7 +105,8 @@ func newIsolateKeygen(s streams) *cobra.Command {
 		Short: "Makes this node's key, which never leaves it, and prints the public half",
 		Long: "The private half is written to the state folder with mode 0600; it is in no argument and no environment. Run again,\n" +
 			"keygen prints the public half of the key that is there. --preshared PEER reads a key that both nodes of the pair\n" +
-			"share from standard input: 32 bytes in base64, such as of `openssl rand -base64 32`.",
+			"share from standard input: 32 bytes in base64, such as of `openssl rand -base64 32`. Both need the same, and then up:\n" +
+			"with another key, or with one on one side only, the two do not hear each other.",
 		RunE: func(*cobra.Command, []string) error {
 			dir, err := isolateState(state)
 			if err != nil {
@@ -142,11 +143,15 @@ func writePreshared(dir, peer string, in io.Reader) error {
 	if strings.ContainsAny(peer, "/.") {
 		return usagef("--preshared: %q is not a node's name", peer)
 	}
+	line := strings.TrimSpace(string(b))
+	if _, err := fleet.ParsePreshared(line); err != nil {
+		return usageError{err}
+	}
 	folder := filepath.Join(dir, "preshared")
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return err
 	}
-	return fleet.WriteSecret(filepath.Join(folder, peer+".key"), strings.TrimSpace(string(b)))
+	return fleet.WriteSecret(filepath.Join(folder, peer+".key"), line)
 }
 
 func newIsolateSign(s streams) *cobra.Command {

@@ -157,8 +157,11 @@ func (s streams) printPeers(p *isolate.Plan) error {
 	if err != nil {
 		return err
 	}
-	for _, h := range list {
+	for i, h := range list {
 		age := "never heard"
+		if p.Peers[i].Preshared {
+			age = "never heard; is the pre-shared key there the same?"
+		}
 		if !h.Last.IsZero() {
 			age = "heard " + time.Since(h.Last).Round(time.Second).String() + " ago"
 		}

@@ -156,6 +156,11 @@ func warnings(m *fleet.Manifest, s *Snapshot, p *Plan) []string {
 			w = append(w, fmt.Sprintf("there is no route to %s of node %q", n.Endpoint.Addr(), n.Name))
 		}
 	}
+	for _, name := range s.Preshared {
+		if !slices.ContainsFunc(p.Peers, func(peer Peer) bool { return peer.Name == name }) {
+			w = append(w, fmt.Sprintf("a pre-shared key lies here for %q, which is no peer: nothing uses it", name))
+		}
+	}
 	if len(p.Peers) == 0 {
 		w = append(w, "this node is alone in the manifest")
 	}

@@ -97,7 +97,7 @@ func TestPlansAreAsTheyStandInTheGoldenFiles(t *testing.T) {
 		"ipv6": {"[2001:db8::%d]:51820", ", mtu: 1400", 3, func(s *Snapshot) {
 			s.KernelWireGuard = true
 			s.Bypasses = []Bypass{{"mlx5_0", RoCE}}
-			s.Preshared = []string{"node-a"}
+			s.Preshared = []string{"node-a", "node-z"}
 		}},
 		"loneliest": {"203.0.113.%d:51820", ", allow: []", 2, func(s *Snapshot) {
 			s.Routes = nil

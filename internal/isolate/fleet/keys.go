@@ -67,6 +67,15 @@ func ReadNodeKey(file string) (NodeKey, error) {
 	return NodeKey{k}, nil
 }
 
+// ParsePreshared reads a key that two nodes share: 32 bytes in base64, not all zero, for that is WireGuard's "none".
+func ParsePreshared(line string) ([32]byte, error) {
+	raw, err := base64.StdEncoding.DecodeString(line)
+	if err != nil || len(raw) != 32 || [32]byte(raw) == [32]byte{} {
+		return [32]byte{}, errors.New("a pre-shared key is base64 of 32 bytes, such as of `openssl rand -base64 32`")
+	}
+	return [32]byte(raw), nil
+}
+
 // WriteSecret writes a line to a new file with mode 0600.
 func WriteSecret(file, line string) error {
 	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)

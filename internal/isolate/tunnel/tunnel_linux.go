@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net"
@@ -173,9 +172,9 @@ func peerConfig(peer isolate.Peer, keys Keys) (wgtypes.PeerConfig, error) {
 	if err != nil {
 		return one, err
 	}
-	raw, err := base64.StdEncoding.DecodeString(line)
-	if err != nil || len(raw) != wgtypes.KeyLen {
-		return one, fmt.Errorf("the pre-shared key of peer %q is not base64 of 32 bytes", peer.Name)
+	raw, err := fleet.ParsePreshared(line)
+	if err != nil {
+		return one, fmt.Errorf("the key shared with peer %q: %w", peer.Name, err)
 	}
 	*one.PresharedKey = wgtypes.Key(raw)
 	return one, nil
