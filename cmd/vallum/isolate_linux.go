@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,6 +20,21 @@ import (
 
 func observeMachine(state string) (*isolate.Snapshot, error) {
 	return observe.Machine(filepath.Join(state, "preshared")), nil
+}
+
+// pathWait is how long a router or a peer may take to answer a probe of the path's MTU.
+const pathWait = 250 * time.Millisecond
+
+// observePaths adds how much fits through to the endpoints, and what an earlier plan knew of it where nothing answers.
+func observePaths(s *isolate.Snapshot, state string, to []netip.AddrPort) {
+	paths, err := observe.Paths(to, pathWait)
+	s.Paths = paths
+	if err != nil {
+		s.Missing = append(s.Missing, isolate.Missing{What: "paths", Cause: err.Error()})
+	}
+	if p, _, err := (apply.State{Dir: state}).Applied(); err == nil {
+		s.Remember(p)
+	}
 }
 
 func overlayHolds(state string) error { return apply.State{Dir: state}.Holds() }
@@ -74,6 +90,11 @@ func newIsolateUp(s streams) *cobra.Command {
 				return err
 			}
 			fmt.Fprintf(s.out, "the overlay of node %s holds: %v on %s\n", p.Node, p.Addresses, p.Device)
+			for i, size := range narrow(p) {
+				if size > 0 {
+					s.sayNarrow(p, i, size)
+				}
+			}
 			return nil
 		},
 	}
@@ -151,12 +172,14 @@ func newIsolateStatus(s streams) *cobra.Command {
 	})
 }
 
-// printPeers lists the peers by when they were last heard: a tunnel that lives shakes hands every two minutes.
+// printPeers lists the peers by when they were last heard: a tunnel that lives shakes hands every two minutes. It fails
+// for one that answers small packets and no large ones: vLLM would hang on it.
 func (s streams) printPeers(p *isolate.Plan) error {
 	list, err := tunnel.Handshakes(p)
 	if err != nil {
 		return err
 	}
+	sizes := narrow(p)
 	for i, h := range list {
 		age := "never heard"
 		if p.Peers[i].Preshared {
@@ -166,8 +189,34 @@ func (s streams) printPeers(p *isolate.Plan) error {
 			age = "heard " + time.Since(h.Last).Round(time.Second).String() + " ago"
 		}
 		fmt.Fprintf(s.out, "  %-20s %s, %d bytes out, %d in\n", h.Name, age, h.Sent, h.Received)
+		if sizes[i] > 0 {
+			err = errNo
+			s.sayNarrow(p, i, sizes[i])
+		}
 	}
-	return nil
+	return err
+}
+
+func (s streams) sayNarrow(p *isolate.Plan, peer, size int) {
+	fmt.Fprintf(s.out, "  %-20s only packets of %d bytes get through, of %d: larger ones are lost or taken apart\n", p.Peers[peer].Name, size, p.MTU)
+	s.hint("on every node write isolate: {mtu: %d}, or mend the path, and run vallum isolate up again", max(size, 1280))
+}
+
+// narrow is, for each peer, how large packets may be, where they may not have the device's MTU: as the plan knew it, or as
+// the peer answers over the overlay; 0 for all others.
+func narrow(p *isolate.Plan) []int {
+	sizes := make([]int, len(p.Peers))
+	var all sync.WaitGroup
+	for i, peer := range p.Peers {
+		sizes[i] = p.Narrow(peer)
+		all.Go(func() {
+			if size, answers, err := observe.Largest(peer.Allowed[0].Addr(), p.MTU, pathWait); err == nil && answers && size < p.MTU && (sizes[i] == 0 || size < sizes[i]) {
+				sizes[i] = size
+			}
+		})
+	}
+	all.Wait()
+	return sizes
 }
 
 // isolateStateCommand is a command that needs the state folder and nothing else.

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"runtime"
 
 	"github.com/spf13/cobra"
@@ -23,6 +24,8 @@ func errNeedsLinux(command string) error {
 }
 
 func observeMachine(string) (*isolate.Snapshot, error) { return nil, errNeedsLinux("observe") }
+
+func observePaths(*isolate.Snapshot, string, []netip.AddrPort) {}
 
 func overlayHolds(string) error { return errNeedsLinux("up") }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -84,6 +85,7 @@ func (i *isolateInput) plan(n *node) (*isolate.Plan, *isolate.Snapshot, error) {
 		if snapshot, err = observeMachine(n.state); err != nil {
 			return nil, nil, err
 		}
+		observePaths(snapshot, n.state, n.endpoints())
 	} else {
 		b, err := os.ReadFile(i.snapshot)
 		if err != nil {
@@ -95,6 +97,16 @@ func (i *isolateInput) plan(n *node) (*isolate.Plan, *isolate.Snapshot, error) {
 	}
 	p, err := isolate.New(n.conf, n.manifest, snapshot, n.public)
 	return p, snapshot, err
+}
+
+// endpoints are where the other members are reached.
+func (n *node) endpoints() (list []netip.AddrPort) {
+	for _, peer := range n.manifest.Nodes {
+		if peer.PublicKey != n.public {
+			list = append(list, peer.Endpoint)
+		}
+	}
+	return list
 }
 
 func newIsolatePlan(s streams) *cobra.Command {
@@ -135,9 +147,20 @@ func newIsolatePlan(s streams) *cobra.Command {
 func newIsolateObserve(s streams) *cobra.Command {
 	var state string
 	c := &cobra.Command{
-		Use:   "observe",
+		Use:   "observe [ENDPOINT…]",
 		Short: "Prints what a plan knows of this machine, as JSON",
-		RunE: func(*cobra.Command, []string) error {
+		Long: "For each endpoint, ADDRESS:PORT, how much fits through to it without being taken apart is probed too: for a plan that\n" +
+			"is made elsewhere with --snapshot. plan and up probe the endpoints of the manifest by themselves.",
+		Args: cobra.ArbitraryArgs,
+		RunE: func(_ *cobra.Command, args []string) error {
+			var to []netip.AddrPort
+			for _, arg := range args {
+				endpoint, err := netip.ParseAddrPort(arg)
+				if err != nil {
+					return usagef("%q is not ADDRESS:PORT", arg)
+				}
+				to = append(to, endpoint)
+			}
 			dir, err := isolateState(state)
 			if err != nil {
 				return err
@@ -145,6 +168,9 @@ func newIsolateObserve(s streams) *cobra.Command {
 			snapshot, err := observeMachine(dir)
 			if err != nil {
 				return err
+			}
+			if len(to) > 0 {
+				observePaths(snapshot, dir, to)
 			}
 			return printJSON(s, snapshot)
 		},

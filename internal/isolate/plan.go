@@ -19,6 +19,9 @@ const ProhibitMetric = 4278
 // overhead is what WireGuard adds to a packet over IPv6, the larger case: 40 + 8 + 32 bytes.
 const overhead = 80
 
+// leastMTU is what IPv6 needs of a device (RFC 8200, section 5).
+const leastMTU = 1280
+
 // Plan is everything that `up` does on one node. It holds no secret: keys are files that Apply reads.
 type Plan struct {
 	Fleet        string       `json:"fleet"`
@@ -47,6 +50,7 @@ type Peer struct {
 	Endpoint  netip.AddrPort `json:"endpoint"`
 	Allowed   []netip.Prefix `json:"allowed"`   // AllowedIPs: its own addresses, each alone
 	Preshared bool           `json:"preshared"` // a pre-shared key lies in a file
+	Path      Path           `json:"path,omitzero"`
 }
 
 // Cut is a listener or a connection that works now and that the plan would cut off.
@@ -76,7 +80,8 @@ func New(o *config.Isolate, m *fleet.Manifest, s *Snapshot, publicKey string) (*
 		if n.Name == self.Name {
 			continue
 		}
-		peer := Peer{Name: n.Name, PublicKey: n.PublicKey, Endpoint: n.Endpoint, Preshared: slices.Contains(s.Preshared, n.Name)}
+		path, _ := s.path(n.Endpoint.Addr())
+		peer := Peer{Name: n.Name, Path: path, PublicKey: n.PublicKey, Endpoint: n.Endpoint, Preshared: slices.Contains(s.Preshared, n.Name)}
 		for _, a := range n.Addresses {
 			peer.Allowed = append(peer.Allowed, single(a))
 			p.Routes = append(p.Routes, Route{To: single(a), Device: o.Device, Type: "unicast"})
@@ -125,14 +130,23 @@ func mtu(o *config.Isolate, m *fleet.Manifest, s *Snapshot, self fleet.Node) int
 	}
 	least := 0
 	for _, n := range m.Nodes {
-		if d, ok := s.towards(n.Endpoint.Addr()); ok && n.Name != self.Name && (least == 0 || d.MTU < least) {
-			least = d.MTU
+		if p, ok := s.path(n.Endpoint.Addr()); ok && n.Name != self.Name && (least == 0 || p.MTU < least) {
+			least = p.MTU
 		}
 	}
 	if least == 0 {
 		least = 1500
 	}
-	return max(least-overhead, 1280)
+	return max(least-overhead, leastMTU)
+}
+
+// Narrow is how large the overlay's packets to a peer may be, where the path is known to take less than the device sends;
+// 0 where it takes all, and where nothing is known.
+func (p *Plan) Narrow(peer Peer) int {
+	if peer.Path.MTU == 0 || peer.Path.MTU >= p.MTU+overhead {
+		return 0
+	}
+	return max(peer.Path.MTU-overhead, 1)
 }
 
 // hosts are the lines by which torch finds names without asking a resolver. Its TCPStore looks up peers as IPv4-mapped
@@ -159,6 +173,11 @@ func warnings(m *fleet.Manifest, s *Snapshot, p *Plan) []string {
 	for _, name := range s.Preshared {
 		if !slices.ContainsFunc(p.Peers, func(peer Peer) bool { return peer.Name == name }) {
 			w = append(w, fmt.Sprintf("a pre-shared key lies here for %q, which is no peer: nothing uses it", name))
+		}
+	}
+	for _, peer := range p.Peers {
+		if p.Narrow(peer) > 0 {
+			w = append(w, fmt.Sprintf("packets of the tunnel may have %d bytes and only %d fit through to %q: they are taken apart on the way, or lost", p.MTU+overhead, peer.Path.MTU, peer.Name))
 		}
 	}
 	if len(p.Peers) == 0 {

@@ -92,7 +92,9 @@ func TestPlansAreAsTheyStandInTheGoldenFiles(t *testing.T) {
 		key            int
 		edit           func(*Snapshot)
 	}{
-		"node":    {"192.0.2.%d:51820", "", 2, func(*Snapshot) {}},
+		"node": {"192.0.2.%d:51820", "", 2, func(s *Snapshot) {
+			s.Paths = []Path{{netip.MustParseAddr("192.0.2.1"), 1400, PathTold}, {netip.MustParseAddr("192.0.2.3"), 9000, PathEcho}}
+		}},
 		"gateway": {"192.0.2.%d:51820", ", allow: [{name: ssh, port: 22, from: [198.51.100.0/24], device: eth0}]", 1, func(*Snapshot) {}},
 		"ipv6": {"[2001:db8::%d]:51820", ", mtu: 1400", 3, func(s *Snapshot) {
 			s.KernelWireGuard = true
@@ -185,6 +187,46 @@ func TestTheRulesSayNoByDefault(t *testing.T) {
 		if got := plan.Rules.accepts(row.device, row.protocol, netip.MustParseAddr(row.from), netip.MustParseAddrPort(row.to)); got != row.want {
 			t.Errorf("%s %s from %s to %s: let in %v, want %v", row.device, row.protocol, row.from, row.to, got, row.want)
 		}
+	}
+}
+
+// What was known of a path stays known while nothing answers, and no longer.
+func TestAPathThatWasProvenIsRemembered(t *testing.T) {
+	gate, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.3")
+	earlier := &Plan{Peers: []Peer{
+		{Endpoint: netip.AddrPortFrom(gate, 51820), Path: Path{gate, 1400, PathEcho}},
+		{Endpoint: netip.AddrPortFrom(b, 51820), Path: Path{b, 1500, PathRoute}},
+	}}
+	for name, row := range map[string]struct {
+		now  []Path
+		want int
+	}{
+		"nothing was probed":  {nil, 1400 - overhead},
+		"nothing answers":     {[]Path{{gate, 9000, PathRoute}, {b, 9000, PathRoute}}, 1400 - overhead},
+		"it is wider now":     {[]Path{{gate, 9000, PathEcho}, {b, 9000, PathRoute}}, 9000 - overhead},
+		"it is narrower":      {[]Path{{gate, 1300, PathTold}}, leastMTU},
+		"the device is":       {[]Path{{gate, 1390, PathRoute}}, 1390 - overhead},
+		"another is narrower": {[]Path{{gate, 9000, PathRoute}, {b, 1380, PathTold}}, 1380 - overhead},
+	} {
+		s := machine()
+		s.Paths = row.now
+		s.Remember(earlier)
+		p, err := New(nodeConfig(t, ""), threeNodes(t, "192.0.2.%d:51820"), s, wgKey(2))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.MTU != row.want {
+			t.Errorf("%s: MTU %d, want %d", name, p.MTU, row.want)
+		}
+		warned := strings.Contains(strings.Join(p.Warnings, "\n"), `only 1300 fit through to "gate"`)
+		if warned != (name == "it is narrower") {
+			t.Errorf("%s: warnings %q", name, p.Warnings)
+		}
+	}
+	s := machine()
+	s.Remember(nil)
+	if len(s.Paths) != 0 {
+		t.Error("nothing is remembered as something")
 	}
 }
 

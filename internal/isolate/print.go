@@ -25,6 +25,9 @@ func (p *Plan) Print(w io.Writer) error {
 			extra = ", pre-shared key"
 		}
 		line("  peer %s: key %s…, at %s, sends as %s%s", peer.Name, fingerprint(peer.PublicKey), peer.Endpoint, join(peer.Allowed), extra)
+		if peer.Path.MTU > 0 {
+			line("    %d bytes fit through to it: %s", peer.Path.MTU, peer.Path.Proof)
+		}
 	}
 	line("\nroutes")
 	for _, r := range p.Routes {

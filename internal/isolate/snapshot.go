@@ -19,6 +19,7 @@ type Snapshot struct {
 	Sockets         []Socket  `json:"sockets"`
 	Tables          []Table   `json:"tables"`    // of nftables, iptables-nft's included
 	Processes       []Process `json:"processes"` // of vLLM and Ray
+	Paths           []Path    `json:"paths"`     // to the peers, where they were probed
 	Bypasses        []Bypass  `json:"bypasses"`  // what the overlay never sees
 	Preshared       []string  `json:"preshared"`
 	Caller          string    `json:"caller"` // address of the SSH client that asks, if any

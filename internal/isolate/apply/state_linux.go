@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -56,6 +57,12 @@ type record struct {
 func changes(p *isolate.Plan) *isolate.Plan {
 	c := *p
 	c.Cuts, c.Warnings, c.NotProtected, c.Serial, c.Kernel = nil, nil, nil, 0, false
+	// How much fits through is found anew each time, and keeps nobody out whatever it is: to confirm it would only make
+	// the first up after a boot wait for somebody who is not there.
+	c.MTU, c.Peers = 0, slices.Clone(c.Peers)
+	for i := range c.Peers {
+		c.Peers[i].Path = isolate.Path{}
+	}
 	return &c
 }
 

@@ -13,6 +13,7 @@ import (
 type wire struct {
 	mu            sync.Mutex
 	tunnel, clear int
+	fragments     int  // of IPv4
 	payload       bool // the text of says was seen
 	stop          chan struct{}
 	done          chan struct{}
@@ -58,9 +59,11 @@ func (w *wire) see(frame []byte) {
 	var from, to netip.Addr
 	packet := frame[14:]
 	var protocol byte
+	fragment := false
 	switch {
 	case frame[12] == 8 && frame[13] == 0 && len(packet) >= 20:
 		from, to, protocol = netip.AddrFrom4([4]byte(packet[12:16])), netip.AddrFrom4([4]byte(packet[16:20])), packet[9]
+		fragment = (int(packet[6])<<8|int(packet[7]))&0x3fff != 0 // more to come, or not the first
 	case frame[12] == 0x86 && frame[13] == 0xdd && len(packet) >= 40:
 		from, to, protocol = netip.AddrFrom16([16]byte(packet[8:24])), netip.AddrFrom16([16]byte(packet[24:40])), packet[6]
 	default:
@@ -75,6 +78,9 @@ func (w *wire) see(frame []byte) {
 	}
 	if protocol == unix.IPPROTO_UDP {
 		w.tunnel++
+	}
+	if fragment {
+		w.fragments++
 	}
 	w.payload = w.payload || bytes.Contains(packet, []byte("prompt\n"))
 }
