@@ -118,6 +118,9 @@ func (p *picker) Pick(g policy.Grant) (gateway.Upstream, verdict.Verdict) {
 	if !server.isolates(g.Operation(), g.Who().Tenant()) {
 		return nil, verdict.Refuse(verdict.CacheNotIsolated, fmt.Errorf("upstream %q runs vLLM %s, which has no cache_salt for %s", known.Name(), known.State().Version, g.Operation().ID))
 	}
+	if v := g.For(known.State().Release); v.Refused() {
+		return nil, v
+	}
 	return &sender{server}, verdict.Allow()
 }
 

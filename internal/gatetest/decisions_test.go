@@ -14,8 +14,11 @@ func TestDecisionsAreGrantedByName(t *testing.T) {
 	g := Start(t, Options{
 		Config: "roles:\n  judge: {operations: [decisions.create], models: [\"*\"]}\n  group: {operations: [\"@inference\"], models: [\"*\"]}\n",
 		Keys: []store.NewKey{
-			{Name: "judge", Roles: []string{"judge"}}, {Name: "other", Roles: []string{"judge"}},
-			{Name: "inference", Roles: []string{"inference"}}, {Name: "operator", Roles: []string{"operator"}}, {Name: "group", Roles: []string{"group"}},
+			{Name: "judge", Roles: []string{"judge"}},
+			{Name: "other", Roles: []string{"judge"}},
+			{Name: "inference", Roles: []string{"inference"}},
+			{Name: "operator", Roles: []string{"operator"}},
+			{Name: "group", Roles: []string{"group"}},
 		},
 	})
 	body := `{"model":"tiny","input":"` + strings.Repeat("long ", 100) + `","questions":[{"type":"predicate","name":"q","instructions":"is it?"}],"cache_salt":"mine","safety_identifier":"x","user":"y"}`

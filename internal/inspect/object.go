@@ -7,6 +7,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/vallum/vallum/internal/policy"
 	"github.com/vallum/vallum/internal/vllm"
 )
 
@@ -178,8 +179,12 @@ func (w *walker) field(f *vllm.Field, t tag) (why string, err error) {
 
 // passed reads a field whose value counts; the gateway writes its own over what is Write.
 func (w *walker) passed(f *vllm.Field, t tag) (why string, err error) {
-	before := len(w.caps)
+	before, start := len(w.caps), w.next()
 	why, err = w.value(f.Shape, f.Fact, t)
+	if f.Affected != nil && err == nil && !isDefault(w.body[start:w.dec.InputOffset()], f.Equal) {
+		w.hazard(f)
+	}
+	w.facts.Audio = w.facts.Audio || f.Fact == vllm.FactAudio
 	if len(w.caps) > before && f.Fact == vllm.FactOutputCap {
 		w.caps[before].field, w.caps[before].end = f.Name, int(w.dec.InputOffset())
 	}
@@ -187,6 +192,13 @@ func (w *walker) passed(f *vllm.Field, t tag) (why string, err error) {
 		why = "written"
 	}
 	return why, err
+}
+
+// hazard notes a field that harms some releases, each row of the tables once.
+func (w *walker) hazard(f *vllm.Field) {
+	if !slices.ContainsFunc(w.facts.Hazards, func(h policy.Hazard) bool { return h.Field == f }) {
+		w.facts.Hazards = append(w.facts.Hazards, policy.Hazard{Pointer: w.pointer(), Field: f})
+	}
 }
 
 // maxDefault bounds the literals that are compared with a default: none is longer.

@@ -2,6 +2,8 @@
 // It refuses by default: the zero Policy grants nothing and the zero Grant is not valid.
 package policy
 
+import "github.com/vallum/vallum/internal/vllm"
+
 // Facts is what inspect read from a request, all that a decision may hang on.
 // A request without a body has the zero Facts.
 type Facts struct {
@@ -20,6 +22,14 @@ type Facts struct {
 	HasStore    bool     // the operation's table has store
 	UnknownKeys []string // JSON pointers of fields that are in no table; dropped unless the role refuses them
 	Dropped     []string // JSON pointers of fields that the catalogue drops
+	Audio       bool     // there is sound in the body
+	Hazards     []Hazard // fields that do harm in some releases
+}
+
+// Hazard is a field of the request that only some releases of vLLM may get.
+type Hazard struct {
+	Pointer string
+	Field   *vllm.Field // its Affected says which may not
 }
 
 // Edit is one named change of the body. The body that goes up is the caller's bytes with these splices.

@@ -1,9 +1,11 @@
 package policy
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/vallum/vallum/internal/identity"
+	"github.com/vallum/vallum/internal/verdict"
 	"github.com/vallum/vallum/internal/vllm"
 )
 
@@ -24,6 +26,8 @@ type Grant struct {
 	inputs   int64
 	bytes    int64
 	injected bool
+	audio    bool
+	hazards  []Hazard
 }
 
 // Valid reports whether a policy made this grant.
@@ -69,6 +73,17 @@ func (g Grant) Edits() []Edit { return g.edits }
 
 // UsageInjected reports whether usage is asked of the upstream although the caller did not ask for it.
 func (g Grant) UsageInjected() bool { return g.injected }
+
+// For refuses the request for a server of a release that a field of it would harm: the operator reads the advisory.
+func (g Grant) For(r vllm.Release) verdict.Verdict {
+	for _, h := range g.hazards {
+		if a := h.Field.Affected; a.In(r) && (g.audio || !a.WithAudio) {
+			return verdict.Refuse(verdict.ForbiddenParameter, fmt.Errorf("field %q on vLLM %s: %s", h.Pointer, r, h.Field.Why)).
+				At(h.Pointer).Saying("%q: the model server's release may not be given it.", h.Pointer)
+		}
+	}
+	return verdict.Allow()
+}
 
 // Tokens bounds what the request can use: the body's bytes for the input (a token is at least one byte of a byte-level
 // vocabulary) and the cap on the output, for every prompt and choice. Prompt and output of one choice fit the context

@@ -48,7 +48,7 @@ func (p *Policy) Decide(who identity.Principal, op *vllm.Operation, segments []s
 	if v := p.MayAttempt(who, op); v.Refused() {
 		return Grant{}, v
 	}
-	g := Grant{who: who, op: op, segments: segments, stream: f.Stream && op.Streams, bytes: f.BodyBytes, inputs: max(f.Inputs, 1) * max(f.Choices, 1), output: -1}
+	g := Grant{who: who, op: op, segments: segments, stream: f.Stream && op.Streams, bytes: f.BodyBytes, inputs: max(f.Inputs, 1) * max(f.Choices, 1), output: -1, audio: f.Audio, hazards: f.Hazards}
 	rules := p.granting(who, op)
 	var v verdict.Verdict
 	if op.Model {

@@ -62,10 +62,24 @@ type Field struct {
 	Name   string
 	Action Action
 	Shape  *Shape   // nil for Drop and Refuse: any value. For Write, what the caller may have sent
-	Equal  []string // Refuse: JSON literals that equal vLLM's default, compared after compaction
+	Equal  []string // Refuse and Affected: JSON literals that equal vLLM's default, compared after compaction
 	Fact   Fact     // what the gateway learns from the value
 	Reason string   // a Reason's code when the refusal is not forbidden_parameter ("thread_unsupported")
 	Why    string   // one sentence for the reviewer, the docs and the refusal's sentence
+
+	Affected *Affected // Pass: where a value other than those of Equal does harm; nil for nowhere
+}
+
+// Affected are the releases of vLLM in which a field does harm: an advisory that the field's Why names.
+type Affected struct {
+	From      string // the first of them; "" for all that are older than Until
+	Until     string // the first that is well again
+	WithAudio bool   // only when the request holds sound
+}
+
+// In reports whether the field does harm in the release: what is not known is.
+func (a *Affected) In(r Release) bool {
+	return !r.known || within(r, a.From, "") && r.Compare(mustRelease(a.Until)) < 0
 }
 
 // Fact is what a field tells the gateway.
@@ -84,4 +98,5 @@ const (
 	FactSalt              // the field exists for a cache salt
 	FactStore             // responses: whether to keep the answer on the server
 	FactTools             // tools are offered
+	FactAudio             // the request holds sound
 )

@@ -286,7 +286,14 @@ func (p *tableParser) attribute(r row, f *Field, attr string) {
 			p.fail(r.at, "field %q: there is no fact %q", r.name, value)
 		}
 		f.Fact = fact
-	case name == "equal" && f.Action == Refuse:
+	case name == "affected" && f.Action == Pass:
+		var err error
+		if f.Affected, err = affected(value); err != nil {
+			p.fail(r.at, "field %q: affected=%s: %w", r.name, value, err)
+		}
+	case name == "with" && value == "audio" && f.Affected != nil:
+		f.Affected.WithAudio = true
+	case name == "equal" && (f.Action == Refuse || f.Affected != nil):
 		equal, err := jsonList(value)
 		if err != nil {
 			p.fail(r.at, "field %q: equal=%s: %w", r.name, value, err)
@@ -295,8 +302,24 @@ func (p *tableParser) attribute(r row, f *Field, attr string) {
 	case name == "reason" && f.Action == Refuse && value != "":
 		f.Reason = value
 	default:
-		p.fail(r.at, "field %q: attribute %q does not go with %s; fact= goes with pass and write, equal= and reason= with refuse", r.name, attr, r.action)
+		p.fail(r.at, "field %q: attribute %q does not go with %s; fact= goes with pass and write, affected= with pass, equal= with refuse and affected=, reason= with refuse", r.name, attr, r.action)
 	}
+}
+
+// affected reads FROM..UNTIL.
+func affected(s string) (*Affected, error) {
+	from, until, ok := strings.Cut(s, "..")
+	last, err := ParseRelease(until)
+	if !ok || err != nil {
+		return nil, errors.New("is not FROM..UNTIL, with a release for UNTIL")
+	}
+	if from != "" {
+		first, err := ParseRelease(from)
+		if err != nil || first.Compare(last) >= 0 {
+			return nil, fmt.Errorf("%q is no release before %q", from, until)
+		}
+	}
+	return &Affected{From: from, Until: until}, nil
 }
 
 // jsonList compacts JSON values that are separated by commas.
@@ -338,7 +361,7 @@ func (p *tableParser) choice(b *block, s *Shape) {
 			if !ok {
 				continue
 			}
-			if _, twice := s.Variants[value]; twice || f.Action == Write || f.Fact != NoFact || f.Equal != nil {
+			if _, twice := s.Variants[value]; twice || f.Action == Write || f.Fact != NoFact || f.Equal != nil || f.Affected != nil {
 				p.fail(r.at, "choice %q: %q stands twice, or has more than pass, drop, refuse and reason=", b.names[0], value)
 			}
 			s.Variants[value] = f

@@ -17,6 +17,8 @@ import (
 //	body OPERATION [OPERATION …]             the whole body of these operations
 //	  include NAME                           the rows of NAME
 //	  FIELD TYPE pass [fact=F] -- why        checked, and sent as it stands
+//	  FIELD TYPE pass affected=FROM..UNTIL [with=audio] [equal=JSON[,JSON]] -- why
+//	                                         refused where FROM <= vLLM < UNTIL, or nobody knows; FROM may be left out
 //	  FIELD TYPE write [fact=F] -- why       the gateway writes its own value
 //	  FIELD - drop -- why                    removed, and named in the record
 //	  FIELD - refuse [equal=JSON[,JSON]] [reason=CODE] -- why
@@ -36,7 +38,7 @@ var tableFiles embed.FS
 var factNames = map[string]Fact{
 	"model": FactModel, "stream": FactStream, "include_usage": FactIncludeUsage, "continuous": FactContinuous,
 	"output_cap": FactOutputCap, "choices": FactChoices, "inputs": FactInputs, "salt": FactSalt, "store": FactStore,
-	"tools": FactTools,
+	"tools": FactTools, "audio": FactAudio,
 }
 
 // actionNames are the words of the action column.

@@ -86,6 +86,48 @@ func TestEveryRowIsWhole(t *testing.T) {
 	})
 }
 
+// TestReleasesThatAreAffected holds what an advisory says of releases; the rows name theirs.
+func TestReleasesThatAreAffected(t *testing.T) {
+	advisory := regexp.MustCompile(`\b(CVE-\d{4}-\d+|GHSA-[0-9a-z-]+)`)
+	rows := 0
+	everyField(func(at string, f *Field) {
+		if f.Affected == nil {
+			return
+		}
+		rows++
+		if !advisory.MatchString(f.Why) {
+			t.Errorf("%s: %q names no advisory", at, f.Why)
+		}
+	})
+	if rows < 10 {
+		t.Errorf("%d rows are affected: too few", rows)
+	}
+	for _, c := range []struct {
+		from, until, release string
+		in                   bool
+	}{
+		{"0.21.0", "0.28.0", "0.20.2", false},
+		{"0.21.0", "0.28.0", "0.21.0rc1", false},
+		{"0.21.0", "0.28.0", "0.21.0", true},
+		{"0.21.0", "0.28.0", "0.27.1", true},
+		{"0.21.0", "0.28.0", "0.28.0rc2", true},
+		{"0.21.0", "0.28.0", "0.28.0", false},
+		{"0.21.0", "0.28.0", "0.28.0+cpu", false},
+		{"0.21.0", "0.28.0", "", true},
+		{"", "0.30.0", "0.8.5", true},
+		{"", "0.30.0", "0.30.0", false},
+		{"", "0.30.0", "", true},
+	} {
+		r, err := ParseRelease(c.release)
+		if err != nil && c.release != "" {
+			t.Fatal(err)
+		}
+		if a := (&Affected{From: c.from, Until: c.until}); a.In(r) != c.in {
+			t.Errorf("%s..%s: %s is affected: %t", c.from, c.until, r, !c.in)
+		}
+	}
+}
+
 // TestEveryNamedShapeIsUsed finds shapes that no body leads to: a rule that is written down and holds nowhere.
 func TestEveryNamedShapeIsUsed(t *testing.T) {
 	set := embeddedTables()
@@ -367,7 +409,7 @@ func choicesOf(s *Shape) []*Shape {
 func TestEqualIsADefaultOrNothing(t *testing.T) {
 	everyField(func(at string, f *Field) {
 		for _, v := range f.Equal {
-			if !slices.Contains([]string{"0", "-1", "false", "[]", "{}", `"none"`, `"tensors"`}, v) && (v != "true" || f.Name != "watermarking" && f.Name != "return_mm_kwargs") {
+			if !slices.Contains([]string{"0", "-1", "false", "[]", "{}", `"none"`, `"tensors"`}, v) && (v != "true" || f.Name != "watermarking" && f.Name != "return_mm_kwargs") && (v != "1" || f.Name != "repetition_penalty") {
 				t.Errorf("%s: equal=%s asks for something", at, v)
 			}
 		}
@@ -407,6 +449,14 @@ func TestParseTablesRefuses(t *testing.T) {
 		{"equal that is no JSON", "body o\n  a - refuse equal=nil -- x", "equal=nil"},
 		{"equal of nothing", "body o\n  a - refuse equal= -- x", "commas between"},
 		{"equal on pass", "body o\n  a int pass equal=1 -- x", "does not go with pass"},
+		{"equal before affected", "body o\n  a int pass equal=1 affected=..0.30.0 -- x", "does not go with pass"},
+		{"affected on refuse", "body o\n  a - refuse affected=..0.30.0 -- x", "does not go with refuse"},
+		{"affected without an end", "body o\n  a int pass affected=0.21.0.. -- x", "is not FROM..UNTIL"},
+		{"affected by no release", "body o\n  a int pass affected=x..0.30.0 -- x", "is no release before"},
+		{"affected backwards", "body o\n  a int pass affected=0.30.0..0.29.0 -- x", "is no release before"},
+		{"with what is not known", "body o\n  a int pass affected=..0.30.0 with=smell -- x", "does not go with pass"},
+		{"with of nothing", "body o\n  a int pass with=audio -- x", "does not go with pass"},
+		{"a variant that is affected", "shape s\n  a int pass -- x\nchoice c by t\n  \"\",* s pass affected=..0.30.0 -- x\nbody o\n  a c pass -- x", "stands twice, or has more"},
 		{"a field twice", "body o\n  a int pass -- x\n  a int pass -- y", `field "a" stands twice`},
 		{"a field twice by include", "rows r\n  a int pass -- x\nbody o\n  include r\n  a int pass -- y", `field "a" stands twice`},
 		{"an include of nothing", "body o\n  include r", `no rows "r"`},

@@ -60,13 +60,30 @@ func fieldWords(name string) string {
 
 func becomes(f *Field) string {
 	words := actionWords[f.Action]
-	if len(f.Equal) > 0 {
+	switch {
+	case f.Affected != nil:
+		words += ", but is refused " + affectedWords(f.Affected)
+		if len(f.Equal) > 0 {
+			words += ", unless it is `" + strings.Join(f.Equal, "` or `") + "`"
+		}
+	case len(f.Equal) > 0:
 		words += ", unless it is `" + strings.Join(f.Equal, "` or `") + "`: then dropped"
 	}
 	if f.Reason != "" {
 		words += " as `" + f.Reason + "`"
 	}
 	return words
+}
+
+func affectedWords(a *Affected) string {
+	words := "before vLLM " + a.Until
+	if a.From != "" {
+		words = "from vLLM " + a.From + " to before " + a.Until
+	}
+	if a.WithAudio {
+		words = "beside sound " + words
+	}
+	return words + " and where the release is not known"
 }
 
 // cell keeps a text inside its column.

@@ -1,0 +1,81 @@
+package gatetest
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vallum/vallum/internal/vllmtest"
+)
+
+// What only some releases of vLLM may be given: the published advisories that the rows of the tables name, held against
+// a fake of each release. The caller does not read which advisory it is: it would learn the server's release.
+func TestFieldsThatHarmSomeReleases(t *testing.T) {
+	t.Parallel()
+	chat := func(rest, part string) Request {
+		return Request{Path: "/v1/chat/completions", Body: `{"model":"tiny",` + rest + `"messages":[{"role":"user","content":[{"type":"text","text":"hi"}` + part + `]}]}`}
+	}
+	const (
+		sound   = `,{"type":"input_audio","input_audio":{"data":"UklGRg==","format":"wav"}}`
+		address = `,{"type":"audio_url","audio_url":{"url":"data:audio/wav;base64,UklGRg=="}}`
+		film    = `,{"type":"video_url","video_url":{"url":"data:video/jpeg;base64,AAAA"}}`
+		untyped = `,{"video_url":"data:video/mp4;base64,AAAA"}`
+	)
+	gates := map[string]*Gate{}
+	for _, version := range []string{"0.6.1", "0.18.1", "0.19.1", "0.20.2", "0.21.0", "0.27.1", "0.28.0", "0.29.0", "0.30.0rc1", "0.30.0", "of our own"} {
+		gates[version] = Start(t, Options{Fake: vllmtest.Options{Version: version}})
+	}
+	budgets := []string{"0.21.0", "0.27.1", "of our own"}
+	penalties := []string{"0.6.1", "0.18.1", "0.19.1", "0.20.2", "0.21.0", "0.27.1", "0.28.0", "0.29.0", "0.30.0rc1", "of our own"}
+	films := []string{"0.18.1", "of our own"}
+	for what, row := range map[string]struct {
+		request  Request
+		parts    []part // of a form, in the place of request
+		refused  []string
+		advisory string
+		pointer  string
+	}{
+		"a thinking budget":                   {chat(`"thinking_token_budget":5,`, ""), nil, budgets, "GHSA-fpch-3xrf-7q96", "/thinking_token_budget"},
+		"a thinking budget without end":       {chat(`"thinking_token_budget":-1,`, ""), nil, budgets, "GHSA-fpch-3xrf-7q96", "/thinking_token_budget"},
+		"a thinking budget of completions":    {Request{Path: "/v1/completions", Body: `{"model":"tiny","prompt":"a","thinking_token_budget":5}`}, nil, budgets, "GHSA-fpch-3xrf-7q96", "/thinking_token_budget"},
+		"no thinking budget":                  {chat(`"thinking_token_budget":null,`, ""), nil, nil, "", ""},
+		"a penalty beside sound":              {chat(`"repetition_penalty":1.1,`, sound), nil, penalties, "CVE-2026-93841", "/repetition_penalty"},
+		"another, beside sound as a URL":      {chat(`"frequency_penalty":-0.5,`, address), nil, penalties, "CVE-2026-93841", "/frequency_penalty"},
+		"a third, after the sound":            {Request{Path: "/v1/chat/completions", Body: `{"model":"tiny","messages":[{"role":"user","content":[{"audio_url":"data:audio/wav;base64,UklGRg=="}]}],"presence_penalty":1}`}, nil, penalties, "CVE-2026-93841", "/presence_penalty"},
+		"a penalty beside sound of responses": {Request{Path: "/v1/responses", Body: `{"model":"tiny","presence_penalty":1,"input":[{"role":"user","content":[{"type":"input_audio","input_audio":{"data":"UklGRg==","format":"wav"}}]}]}`}, nil, penalties, "CVE-2026-93841", "/presence_penalty"},
+		"penalties at their defaults":         {chat(`"repetition_penalty":1.0,"frequency_penalty":0,"presence_penalty":-0.0,`, sound), nil, nil, "", ""},
+		"penalties without sound":             {chat(`"repetition_penalty":1.1,"frequency_penalty":0.1,"presence_penalty":0.1,`, ""), nil, nil, "", ""},
+		"a penalty of a transcription":        {Request{}, []part{{field("model"), "tiny"}, audioFile, {field("repetition_penalty"), "1.1"}}, penalties, "CVE-2026-93841", "/repetition_penalty"},
+		"a transcription's default":           {Request{}, []part{{field("model"), "tiny"}, audioFile, {field("repetition_penalty"), "1.00"}, {field("frequency_penalty"), "0.0"}}, nil, "", ""},
+		"a film":                              {chat("", film), nil, films, "CVE-2026-34755", "/messages/0/content/1/video_url"},
+		"a film without a type":               {chat("", untyped), nil, films, "CVE-2026-22778", "/messages/0/content/1/video_url"},
+	} {
+		for version, g := range gates {
+			before := g.Fake.Arrived()
+			var a Answer
+			if row.parts != nil {
+				a = g.form(row.parts...)
+			} else {
+				row.request.Key = g.Secret("app")
+				a = g.Do(row.request)
+			}
+			arrived := g.Fake.Arrived() - before
+			if !slices.Contains(row.refused, version) {
+				if a.Status != 200 || arrived != 1 {
+					t.Errorf("%s on %s: %d %s", what, version, a.Status, a.Body)
+				}
+				continue
+			}
+			r := g.Record(a.ID())
+			if a.Status != 403 || a.Reason() != "forbidden_parameter" || arrived != 0 || !strings.Contains(a.Body, `"param":"`+row.pointer+`"`) {
+				t.Errorf("%s on %s: %d %s, %d arrived", what, version, a.Status, a.Body, arrived)
+			}
+			if strings.Contains(a.Body, "CVE") || strings.Contains(a.Body, "GHSA") || strings.Contains(a.Body, version) {
+				t.Errorf("%s on %s: the caller reads %s", what, version, a.Body)
+			}
+			if !strings.Contains(r.Detail, row.advisory) {
+				t.Errorf("%s on %s: recorded with %q", what, version, r.Detail)
+			}
+		}
+	}
+}
