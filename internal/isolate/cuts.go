@@ -12,18 +12,7 @@ import (
 
 // cuts lists what works now and would not any more: whoever applies a plan should know it before, not after.
 func cuts(o *config.Isolate, m *fleet.Manifest, s *Snapshot, p *Plan) []Cut {
-	var list []Cut
-	docker, kube := s.forwarder()
-	switch {
-	case kube:
-		list = append(list, Cut{What: "kube-proxy forwards to pods: services and pod traffic of this machine would stop", Right: "on Kubernetes let the CNI isolate: vallum isolate policy kubernetes"})
-	case docker && len(o.Egress) == 0:
-		list = append(list, Cut{What: "docker forwards to containers: their published ports and their way out would stop", Right: "container_bridges: [docker0] keeps the way out; published ports stay closed"})
-	case docker:
-		list = append(list, Cut{What: "docker forwards to containers: their published ports would stop", Right: "publish on loopback, or run with the host's network"})
-	case s.Forwarding && len(o.Egress) == 0:
-		list = append(list, Cut{What: "this machine forwards packets between its devices; that would stop", Right: "container_bridges: [NAME], or leave forwarding to another machine"})
-	}
+	list := forwardingCuts(o, s)
 	ports := map[string]bool{}
 	for _, k := range s.Sockets {
 		if k.Listening && k.Namespace == "" {
@@ -42,6 +31,64 @@ func cuts(o *config.Isolate, m *fleet.Manifest, s *Snapshot, p *Plan) []Cut {
 		return cmp.Or(cmp.Compare(b2i(a.Socket.Local.IsValid()), b2i(b.Socket.Local.IsValid())), cmp.Compare(a.What, b.What))
 	})
 	return slices.CompactFunc(list, func(a, b Cut) bool { return a.What == b.What })
+}
+
+// forwardingCuts is what the forward chain would stop. Packets that are forwarded to containers never pass input, so that
+// nothing else of the plan speaks of them.
+func forwardingCuts(o *config.Isolate, s *Snapshot) []Cut {
+	published := "their published ports would stop"
+	if len(o.Egress) == 0 {
+		published = "their published ports and their way out would stop"
+	}
+	right := fmt.Sprintf("container_bridges: [%s] keeps the way out; for what is published: publish on loopback, or run with the host's network", s.bridge())
+	switch s.forwarder() {
+	case kubernetes:
+		return []Cut{{What: "kube-proxy or the CNI forwards to pods: services and pod traffic of this machine would stop", Right: "on Kubernetes let the CNI isolate: vallum isolate policy kubernetes"}}
+	case docker:
+		return []Cut{{What: "docker forwards to containers: " + published, Right: right}}
+	case containers:
+		return []Cut{{What: "this machine forwards to containers or virtual machines: " + published, Right: right}}
+	}
+	if !s.Forwarding {
+		return nil
+	}
+	what := "this machine forwards packets between its devices; that would stop"
+	if len(o.Egress) > 0 {
+		what += fmt.Sprintf(", but for what %v begins", o.Egress)
+	}
+	return []Cut{{What: what, Right: "container_bridges: [NAME], or leave forwarding to another machine"}}
+}
+
+// bridge is the first bridge, for a hint.
+func (s *Snapshot) bridge() string {
+	for _, d := range s.Devices {
+		if d.Kind == "bridge" {
+			return d.Name
+		}
+	}
+	return "docker0"
+}
+
+// RefusedForward reports whether the rules would refuse a new packet that this machine passes on between two others.
+func (s *Snapshot) RefusedForward(r Ruleset, from, to netip.Addr) bool {
+	from, to = from.Unmap(), to.Unmap()
+	if s.own(from) || s.own(to) {
+		return false
+	}
+	d, _ := s.towards(from)
+	for _, c := range r.Chains {
+		if c.Hook != "forward" {
+			continue
+		}
+		for _, rule := range c.Rules {
+			// No rule of the chain asks for more than addresses and the device.
+			if rule.matches(d.Name, rule.Protocol, from, netip.AddrPortFrom(to, rule.Port)) {
+				return !rule.Accept
+			}
+		}
+		return c.Drop
+	}
+	return false
 }
 
 func cutOf(k Socket, s *Snapshot, r Ruleset, device string, inbound bool) (Cut, bool) {

@@ -190,6 +190,57 @@ func TestTheRulesSayNoByDefault(t *testing.T) {
 	}
 }
 
+// Who forwards packets past input is found by tables and by devices, and never passed over.
+func TestForwardersAreFound(t *testing.T) {
+	table := func(name string, chains ...string) func(*Snapshot) {
+		return func(s *Snapshot) { s.Tables = []Table{{Family: "ip", Name: name, Chains: chains}} }
+	}
+	device := func(name, kind string) func(*Snapshot) {
+		return func(s *Snapshot) { s.Devices = append(s.Devices, Device{Name: name, Kind: kind}) }
+	}
+	for name, row := range map[string]struct {
+		edit func(*Snapshot)
+		want string
+	}{
+		"docker, iptables-nft":         {table("nat", "PREROUTING", "DOCKER"), "docker forwards"},
+		"docker, its chain of users":   {table("filter", "FORWARD", "DOCKER-USER"), "docker forwards"},
+		"docker, nftables":             {table("docker-bridges", "filter-FORWARD"), "docker forwards"},
+		"docker, iptables' older":      {device("docker0", "bridge"), "docker forwards"},
+		"docker, a network of its own": {device("br-0123456789ab", "bridge"), "docker forwards"},
+		"kube-proxy, iptables":         {table("nat", "KUBE-SERVICES"), "kube-proxy or the CNI"},
+		"kube-proxy, nftables":         {table("kube-proxy", "services"), "kube-proxy or the CNI"},
+		"kube-proxy, ipvs":             {device("kube-ipvs0", "dummy"), "kube-proxy or the CNI"},
+		"Cilium, without kube-proxy":   {device("cilium_host", "veth"), "kube-proxy or the CNI"},
+		"Calico":                       {device("cali0123456789a", "veth"), "kube-proxy or the CNI"},
+		"Kubernetes on docker":         {func(s *Snapshot) { table("nat", "DOCKER", "KUBE-SERVICES")(s) }, "kube-proxy or the CNI"},
+		"podman":                       {table("netavark", "FORWARD"), "containers or virtual machines"},
+		"libvirt":                      {device("virbr0", "bridge"), "containers or virtual machines"},
+		"a router":                     {func(s *Snapshot) { s.Forwarding = true }, "forwards packets between its devices"},
+		"nobody":                       {func(*Snapshot) {}, ""},
+		"a bridge that is nobody's":    {device("br-lan", "bridge"), ""},
+		"somebody's table, not theirs": {table("filter", "FORWARD", "INPUT"), ""},
+	} {
+		for _, conf := range []string{"", ", container_bridges: [docker0]"} {
+			s := machine()
+			row.edit(s)
+			p, err := New(nodeConfig(t, conf), threeNodes(t, "192.0.2.%d:51820"), s, wgKey(2))
+			if err != nil {
+				t.Fatal(err)
+			}
+			found := false
+			for _, c := range p.Cuts {
+				found = found || row.want != "" && strings.Contains(c.What, row.want)
+				if row.want == "" && strings.Contains(c.What, "forward") {
+					t.Errorf("%s%s: %s", name, conf, c.What)
+				}
+			}
+			if found != (row.want != "") {
+				t.Errorf("%s%s: no word of %q in %+v", name, conf, row.want, p.Cuts)
+			}
+		}
+	}
+}
+
 // What was known of a path stays known while nothing answers, and no longer.
 func TestAPathThatWasProvenIsRemembered(t *testing.T) {
 	gate, b := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.3")

@@ -102,13 +102,47 @@ func (s *Snapshot) own(addr netip.Addr) bool {
 	return addr.IsLoopback()
 }
 
-// forwarder names who forwards packets to containers on this machine: they pass the forward chain, never input.
-func (s *Snapshot) forwarder() (docker, kube bool) {
+// Forwarders of packets to containers: what they forward passes the forward chain, or no chain at all, but never input.
+const (
+	docker     = "docker"
+	kubernetes = "kubernetes"
+	containers = "containers" // of another runtime, such as podman
+)
+
+// forwarder names who forwards packets to containers on this machine; empty for nobody. The devices tell as well as the
+// tables do: iptables' older tables are not nftables', and eBPF has none.
+func (s *Snapshot) forwarder() string {
+	found := map[string]bool{}
 	for _, t := range s.Tables {
 		for _, c := range append(slices.Clone(t.Chains), t.Name) {
-			docker = docker || strings.HasPrefix(c, "DOCKER") || strings.Contains(c, "docker")
-			kube = kube || strings.HasPrefix(c, "KUBE-") || strings.Contains(c, "kube-proxy")
+			switch lower := strings.ToLower(c); {
+			case strings.HasPrefix(lower, "kube-"), strings.HasPrefix(lower, "cali-"), strings.HasPrefix(lower, "cilium"):
+				found[kubernetes] = true
+			case strings.HasPrefix(lower, "docker"), strings.Contains(lower, "_docker"):
+				found[docker] = true
+			case strings.HasPrefix(lower, "netavark"), strings.HasPrefix(lower, "cni-"):
+				found[containers] = true
+			}
 		}
 	}
-	return docker, kube
+	for _, d := range s.Devices {
+		switch {
+		case hasPrefix(d.Name, "kube-", "cilium_", "cali", "flannel", "cni0", "antrea-", "ovn-k8s", "weave"):
+			found[kubernetes] = true
+		case d.Name == "docker0", d.Kind == "bridge" && strings.HasPrefix(d.Name, "br-") && len(d.Name) == len("br-0123456789ab"):
+			found[docker] = true
+		case hasPrefix(d.Name, "podman", "cni-", "lxcbr", "lxdbr", "incusbr", "virbr"):
+			found[containers] = true
+		}
+	}
+	for _, who := range []string{kubernetes, docker, containers} {
+		if found[who] {
+			return who
+		}
+	}
+	return ""
+}
+
+func hasPrefix(s string, prefixes ...string) bool {
+	return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(s, p) })
 }

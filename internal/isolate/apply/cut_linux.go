@@ -30,7 +30,7 @@ func cutOff(p *isolate.Plan) (left []string) {
 	return left
 }
 
-// uninvited matches flows that began outside and that the rules would refuse now.
+// uninvited matches flows that began outside, towards this machine or through it, and that the rules would refuse now.
 type uninvited struct {
 	snapshot *isolate.Snapshot
 	rules    isolate.Ruleset
@@ -38,13 +38,17 @@ type uninvited struct {
 
 // MatchConntrackFlow is netlink's interface.
 func (u uninvited) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
-	protocol := map[uint8]string{6: "tcp", 17: "udp"}[f.Forward.Protocol]
 	from, ok := netip.AddrFromSlice(f.Forward.SrcIP)
 	to, ok2 := netip.AddrFromSlice(f.Forward.DstIP)
-	if !ok || !ok2 || protocol == "" {
+	if !ok || !ok2 {
 		return false
 	}
-	return u.snapshot.Refused(u.rules, protocol, from.Unmap(), netip.AddrPortFrom(to.Unmap(), f.Forward.DstPort))
+	// What is translated to a container was sent to this machine; what is routed to one was not.
+	if u.snapshot.RefusedForward(u.rules, from, to) {
+		return true
+	}
+	protocol := map[uint8]string{6: "tcp", 17: "udp"}[f.Forward.Protocol]
+	return protocol != "" && u.snapshot.Refused(u.rules, protocol, from.Unmap(), netip.AddrPortFrom(to.Unmap(), f.Forward.DstPort))
 }
 
 func tcpAddr(a netip.AddrPort) net.Addr { return net.TCPAddrFromAddrPort(a) }

@@ -132,14 +132,21 @@ func Largest(to netip.Addr, limit int, wait time.Duration) (size int, answers bo
 	}
 	defer func() { _ = unix.Close(e.fd) }()
 	// The first may wait for a neighbour's address or a handshake.
-	if !e.comesBack(smallEcho, wait) && !e.comesBack(smallEcho, wait) {
+	through := func(size int) bool {
+		for range 2 { // one may be lost
+			if e.comesBack(size, wait) {
+				return true
+			}
+		}
+		return false
+	}
+	if !through(smallEcho) {
 		return 0, false, nil
 	}
 	begin := time.Now()
 	if e.comesBack(smallEcho, wait) {
 		wait = min(wait, 50*time.Millisecond+4*time.Since(begin))
 	}
-	through := func(size int) bool { return e.comesBack(size, wait) || e.comesBack(size, wait) }
 	if through(limit) {
 		return limit, true, nil
 	}
