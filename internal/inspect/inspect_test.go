@@ -128,6 +128,10 @@ func TestAttackBodiesAreRefusedWhereTheyAttack(t *testing.T) {
 		{"responses.create", `{"tools":[{"type":"mcp","server_label":"x"}]}`, verdict.ForbiddenParameter, "/tools/0"},
 		{"messages.create", `{"thread":{"type":"create"}}`, verdict.ThreadUnsupported, "/thread"},
 		{"messages.create", `{"messages":[{"role":"user","content":[{"type":"image","source":{"type":"url","url":"https://x/"}}]}]}`, verdict.ForbiddenParameter, "/messages/0/content/0/source/url"},
+		{"chat.create", `{"structured_outputs":{"choice":[]}}`, verdict.BadBody, "/structured_outputs/choice"}, // CVE-2026-105757
+		{"completions.create", `{"guided_choice":[ ]}`, verdict.BadBody, "/guided_choice"},
+		{"decisions.create", `{"questions":[]}`, verdict.BadBody, "/questions"},
+		{"decisions.create", `{"questions":[{"type":"score","levels":[{"label":"a"}]}]}`, verdict.BadBody, "/questions/0/levels/0"},
 	} {
 		name := row.operation + " " + row.body[:min(len(row.body), 60)]
 		d, v := Read(request(t, row.operation, row.body), Default())

@@ -7,7 +7,6 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
-	"github.com/vallum/vallum/internal/policy"
 	"github.com/vallum/vallum/internal/vllm"
 )
 
@@ -182,7 +181,7 @@ func (w *walker) passed(f *vllm.Field, t tag) (why string, err error) {
 	before, start := len(w.caps), w.next()
 	why, err = w.value(f.Shape, f.Fact, t)
 	if f.Affected != nil && err == nil && !isDefault(w.body[start:w.dec.InputOffset()], f.Equal) {
-		w.hazard(f)
+		w.facts.Endanger(f, w.pointer())
 	}
 	w.facts.Audio = w.facts.Audio || f.Fact == vllm.FactAudio
 	if len(w.caps) > before && f.Fact == vllm.FactOutputCap {
@@ -192,13 +191,6 @@ func (w *walker) passed(f *vllm.Field, t tag) (why string, err error) {
 		why = "written"
 	}
 	return why, err
-}
-
-// hazard notes a field that harms some releases, each row of the tables once.
-func (w *walker) hazard(f *vllm.Field) {
-	if !slices.ContainsFunc(w.facts.Hazards, func(h policy.Hazard) bool { return h.Field == f }) {
-		w.facts.Hazards = append(w.facts.Hazards, policy.Hazard{Pointer: w.pointer(), Field: f})
-	}
 }
 
 // maxDefault bounds the literals that are compared with a default: none is longer.

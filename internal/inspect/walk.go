@@ -208,7 +208,7 @@ func (w *walker) array(s *vllm.Shape, fact vllm.Fact) error {
 	integer := integerOf(s.Elem)
 	tokens := integer != nil && integer != s.Elem // then the bound is on the other elements
 	if integer != nil && w.dec.StackDepth() < w.limits.MaxDepth {
-		if n, ok := scan.PlainIntegers(w.body[w.next():], integer); ok && (tokens || s.MaxLen == 0 || n <= s.MaxLen) {
+		if n, ok := scan.PlainIntegers(w.body[w.next():], integer); ok && n >= s.MinLen && (tokens || s.MaxLen == 0 || n <= s.MaxLen) {
 			w.learnInputs(fact, n, n)
 			_, err := w.read()
 			return err
@@ -234,6 +234,9 @@ func (w *walker) array(s *vllm.Shape, fact vllm.Fact) error {
 		if err := w.take(&seq, start, why); err != nil {
 			return err
 		}
+	}
+	if count < s.MinLen {
+		return badBody(w.pointer(), int(w.dec.InputOffset()), fmt.Sprintf("the list must have %d elements at least", s.MinLen))
 	}
 	w.learnInputs(fact, count, numbers)
 	if _, err := w.dec.ReadToken(); err != nil {

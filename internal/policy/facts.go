@@ -2,7 +2,11 @@
 // It refuses by default: the zero Policy grants nothing and the zero Grant is not valid.
 package policy
 
-import "github.com/vallum/vallum/internal/vllm"
+import (
+	"slices"
+
+	"github.com/vallum/vallum/internal/vllm"
+)
 
 // Facts is what inspect read from a request, all that a decision may hang on.
 // A request without a body has the zero Facts.
@@ -30,6 +34,13 @@ type Facts struct {
 type Hazard struct {
 	Pointer string
 	Field   *vllm.Field // its Affected says which may not
+}
+
+// Endanger notes a field that does harm in some releases, each row of the tables once.
+func (f *Facts) Endanger(field *vllm.Field, pointer string) {
+	if !slices.ContainsFunc(f.Hazards, func(h Hazard) bool { return h.Field == field }) {
+		f.Hazards = append(f.Hazards, Hazard{Pointer: pointer, Field: field})
+	}
 }
 
 // Edit is one named change of the body. The body that goes up is the caller's bytes with these splices.

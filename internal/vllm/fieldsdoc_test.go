@@ -108,7 +108,7 @@ func shapeWords(s *Shape) string {
 	case Object, Choice:
 		return fmt.Sprintf("[%s](#%s)", s.Name, s.Name)
 	case Array:
-		return "list" + mostWords(s.MaxLen, "") + " of (" + shapeWords(s.Elem) + ")"
+		return "list" + leastWords(s.MinLen) + mostWords(s.MaxLen, "") + " of (" + shapeWords(s.Elem) + ")"
 	case Map:
 		return "object" + mostWords(s.MaxLen, "") + " of (" + shapeWords(s.Elem) + ")" + nameWords(s.Names)
 	case Union:
@@ -140,6 +140,13 @@ func mostWords(n int64, unit string) string {
 		return ""
 	}
 	return fmt.Sprintf(" (at most %d%s)", n, unit)
+}
+
+func leastWords(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (at least %d)", n)
 }
 
 func nameWords(names []string) string {

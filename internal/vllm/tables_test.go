@@ -469,6 +469,9 @@ func TestParseTablesRefuses(t *testing.T) {
 		{"an open list", "body o\n  a [int pass -- x", "of the three"},
 		{"an empty range", "body o\n  a int(4..1) pass -- x", "is empty"},
 		{"no range", "body o\n  a int(4) pass -- x", "a range is"},
+		{"a least number of a string", "body o\n  a string(1..4) pass -- x", "only a list has"},
+		{"a least number above the most", "body o\n  a [int](5..4) pass -- x", "a bound is"},
+		{"a least number without a most", "body o\n  a [int](5..) pass -- x", "a bound is"},
 		{"a bound of 0", "body o\n  a string(0) pass -- x", "a bound is"},
 		{"enum without words", "body o\n  a enum() pass -- x", "without words"},
 		{"what is left over", "body o\n  a int[] pass -- x", "left over"},
@@ -504,6 +507,7 @@ body o p
   include r
   a string|[string|id|[id]](7) pass fact=inputs -- a mixed list
   m {number: x y}(2) pass -- a map
+  l [int](2..3) pass -- a list
   c c pass -- a choice
   f number(..3) write fact=salt -- written
 `)}})
@@ -511,7 +515,7 @@ body o p
 		t.Fatal(err)
 	}
 	table := set.byID["p"]
-	if table == nil || table != set.byID["o"] || len(table.Body.Fields) != 5 {
+	if table == nil || table != set.byID["o"] || len(table.Body.Fields) != 6 {
 		t.Fatalf("table of p: %+v", table)
 	}
 	a := table.Body.Fields["a"]
@@ -523,6 +527,9 @@ body o p
 	}
 	if m := table.Body.Fields["m"].Shape; m.Kind != Map || m.Elem.Kind != Number || m.Elem.Bounded || m.MaxLen != 2 || !slices.Equal(m.Names, []string{"x", "y"}) {
 		t.Errorf("m: %+v", m)
+	}
+	if l := table.Body.Fields["l"].Shape; l.MinLen != 2 || l.MaxLen != 3 || a.Shape.Any[1].MinLen != 0 {
+		t.Errorf("l: %+v", l)
 	}
 	c := table.Body.Fields["c"].Shape
 	if c.Kind != Choice || c.Tag != "kind" || c.Variants["two"].Shape.Fields["inner"].Shape.Elem != c.Variants["one"].Shape || c.Variants["*"].Action != Drop {

@@ -125,8 +125,9 @@ func (t *typeReader) list() (*Shape, error) {
 	if !t.eat(']') {
 		return nil, errors.New("[ has no ]")
 	}
-	n, err := t.most()
-	return &Shape{Kind: Array, Elem: elem, MaxLen: n}, err
+	s := &Shape{Kind: Array, Elem: elem}
+	s.MinLen, s.MaxLen, err = t.leastMost()
+	return s, err
 }
 
 func (t *typeReader) members() (*Shape, error) {
@@ -181,16 +182,28 @@ func (t *typeReader) words(open, end byte) ([]string, error) {
 	return words, nil
 }
 
-// most reads the bound (N) after a string, list or map, if there is one.
+// most reads the bound (N) after a string or a map, if there is one.
 func (t *typeReader) most() (int64, error) {
+	least, n, err := t.leastMost()
+	if err == nil && least > 0 {
+		err = errors.New("only a list has a least number")
+	}
+	return n, err
+}
+
+// leastMost reads the bound (N) or (LEAST..N) after a list, if there is one.
+func (t *typeReader) leastMost() (least, most int64, err error) {
 	if !t.eat('(') {
-		return 0, nil
+		return 0, 0, nil
 	}
-	n, err := strconv.ParseInt(t.word(), 10, 64)
-	if err != nil || n < 1 || !t.eat(')') {
-		return 0, errors.New("a bound is a number above 0 in parentheses")
+	if most, err = strconv.ParseInt(t.word(), 10, 64); err == nil && t.eat('.') && t.eat('.') {
+		least = most
+		most, err = strconv.ParseInt(t.word(), 10, 64)
 	}
-	return n, nil
+	if err != nil || least < 0 || most < max(least, 1) || !t.eat(')') {
+		return 0, 0, errors.New("a bound is a number above 0 in parentheses, of a list also (LEAST..MOST)")
+	}
+	return least, most, nil
 }
 
 // bounds reads (LOW..HIGH) after int or number, if it is there.
