@@ -39,9 +39,11 @@ conformance: ## against the real vLLM, its clients and nginx; installs them into
 bench: ## nginx, a stdlib proxy and Vallum side by side: CPU per request as a ratio
 	$(GO) -C conformance run ./bench
 
+# Up to Go 1.26 the fuzzer's own clock can fail a target in which no input did, one that does nothing too (golang/go#75804).
 fuzz: ## every fuzz target for FUZZTIME (default 60s)
 	@for pkg in $$($(GO) list ./...); do for f in $$($(GO) test -list '^Fuzz' $$pkg | grep ^Fuzz); do \
-		echo "$$pkg $$f"; $(GO) test -run xxx -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-60s} $$pkg || exit 1; done; done
+		echo "$$pkg $$f"; if ! out=$$($(GO) test -timeout 0 -run xxx -fuzz "^$$f$$" -fuzztime $${FUZZTIME:-60s} $$pkg 2>&1); then echo "$$out"; \
+		case "$$out" in *"Failing input written"*) exit 1;; *"context deadline exceeded"*) echo "no input failed: golang/go#75804";; *) exit 1;; esac; fi; done; done
 
 golden: ## rewrite generated documents and golden files; look at the difference before you commit it
 	$(GO) test $$(git grep -l 'flag.Bool("update"' -- 'cmd/*_test.go' 'internal/*_test.go' | xargs -n1 dirname | sort -u | sed 's|^|./|') -update
