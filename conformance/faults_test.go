@@ -34,7 +34,7 @@ type running struct {
 	stream   bool
 }
 
-// clientsInFlight is one long request in each dialect, streamed, and one plain.
+// clientsInFlight is one long request in each dialect, streamed, and two plain ones.
 func clientsInFlight(model string) []running {
 	messages := []doc{{"role": "user", "content": "tell me all"}}
 	long := doc{"model": model, "messages": messages, "max_tokens": 900, "ignore_eos": true, "n": 4, "temperature": 1.0, "stream": true}
@@ -45,6 +45,7 @@ func clientsInFlight(model string) []running {
 		{"responses", post("/v1/responses", doc{"model": model, "input": "hello", "max_output_tokens": 900, "temperature": 1.0, "ignore_eos": true, "stream": true}), "response.completed", "event: error", true},
 		{"messages", post("/v1/messages", doc{"model": model, "messages": messages, "max_tokens": 900, "stream": true}), "message_stop", "event: error", true},
 		{"plain chat", post("/v1/chat/completions", plain), "", "", false},
+		{"plain messages", post("/v1/messages", doc{"model": model, "messages": messages, "max_tokens": 900}), "", "", false},
 	}
 }
 
@@ -181,15 +182,30 @@ func wantRecords(p *report.Proof, g *gate, ends []ending) (cutShort int) {
 			continue
 		}
 		p.Logf("%s: the record says %q", e.client.name, how)
-		cut := e.status != http.StatusOK || (e.client.stream && bytes.Contains(e.body, []byte(e.client.cutShort))) || bytes.Contains(e.body, []byte(`"abort"`))
+		cut := e.status != http.StatusOK || (e.client.stream && bytes.Contains(e.body, []byte(e.client.cutShort))) || aborted(e)
 		if how != "complete" {
 			cutShort++
 		}
 		if cut && how == "complete" {
 			p.Errorf("%s: it was cut short and the record says complete", e.client.name)
 		}
+		if e.status == http.StatusOK && aborted(e) && how != "upstream_aborted" {
+			p.Errorf("%s: vLLM says that it dropped the request, the record %q", e.client.name, how)
+		}
 	}
 	return cutShort
+}
+
+// aborted reports whether vLLM itself says that it dropped the request: a finish_reason, and for messages no
+// stop_reason, which is null in a stream and left out of a whole message.
+func aborted(e ending) bool {
+	switch e.client.name {
+	case "messages":
+		return bytes.Contains(e.body, []byte(`"delta":{"stop_reason":null`))
+	case "plain messages":
+		return e.status == http.StatusOK && !bytes.Contains(e.body, []byte(`"stop_reason"`))
+	}
+	return bytes.Contains(e.body, []byte(`"abort"`))
 }
 
 // ended waits for the record of a request's end and returns its word.
