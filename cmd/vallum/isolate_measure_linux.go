@@ -39,7 +39,7 @@ func (m *measuring) check(outsider bool) error {
 	asked := m.measure || m.serve != 0
 	switch {
 	case m.serve < 0 || m.serve > longestServing:
-		return usagef("--measure-serve: %s is not between 1s and %s", m.serve, longestServing)
+		return usagef("--measure-serve: %s is not a time of at most %s", m.serve, longestServing)
 	case m.measure && m.serve != 0:
 		return usagef("--measure and --measure-serve are for two nodes: one measures, the other serves")
 	case asked && outsider:

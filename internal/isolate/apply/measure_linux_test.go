@@ -109,6 +109,16 @@ func TestVerifyMeasuresTheTunnelAndTheBarePath(t *testing.T) {
 			t.Errorf("an outsider reaches what measures at %s", at)
 		}
 	}
+	// The rules let a node's own processes in; they are no peer.
+	own, err := b.dial(b.over, 51821, open)
+	must(t, err)
+	_, err = own.Write(append([]byte("vlmeasr1"), make([]byte, 16)...))
+	must(t, err)
+	must(t, own.SetDeadline(time.Now().Add(open)))
+	if got, _ := io.ReadAll(own); len(got) > 0 {
+		t.Errorf("a process of the node itself is served: %q", got)
+	}
+	_ = own.Close()
 	if out := s.stop(); strings.Count(out, "a measured: ") != 2 {
 		t.Errorf("b says %q", out)
 	}
