@@ -8,7 +8,7 @@ import (
 	"github.com/vallum/vallum/internal/vllmtest"
 )
 
-const lieTimeouts = "timeouts: {first_byte: 400ms, between_events: 400ms}"
+const lieTimeouts = "timeouts: {first_byte: 1s, between_events: 1s}"
 
 // lies are what an upstream may do instead of answering. A caller gets one clear refusal, in its dialect.
 var lies = []struct {
