@@ -107,7 +107,7 @@ type picker struct {
 }
 
 func (p *picker) Pick(g policy.Grant) (gateway.Upstream, verdict.Verdict) {
-	known, err := p.set.Pick(g.Model(), g.Upstream())
+	known, err := p.set.Pick(g.Model(), g.Upstream(), releases(g))
 	switch {
 	case errors.Is(err, upstream.ErrDown), errors.Is(err, upstream.ErrNone):
 		return nil, verdict.Refuse(verdict.UpstreamUnavailable, fmt.Errorf("%w: %s", err, p.problems()))
@@ -122,6 +122,18 @@ func (p *picker) Pick(g policy.Grant) (gateway.Upstream, verdict.Verdict) {
 		return nil, v
 	}
 	return &sender{server}, verdict.Allow()
+}
+
+// releases says which releases may have the request; nil: all may.
+func releases(g policy.Grant) func(vllm.Release) bool {
+	if !g.Picky() {
+		return nil
+	}
+	kept := g // only here a grant outlives the stack
+	return func(r vllm.Release) bool {
+		v := kept.For(r)
+		return !v.Refused()
+	}
 }
 
 func (p *picker) problems() string {

@@ -1,6 +1,7 @@
 package gatetest
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -77,5 +78,26 @@ func TestFieldsThatHarmSomeReleases(t *testing.T) {
 				t.Errorf("%s on %s: recorded with %q", what, version, r.Detail)
 			}
 		}
+	}
+}
+
+// Of two servers a request goes to the one that may have it.
+func TestARequestGoesToAReleaseThatMayHaveIt(t *testing.T) {
+	t.Parallel()
+	g := Start(t, Options{Fake: vllmtest.Options{Version: "0.27.1"}, UpExtra: "models: [tiny]"})
+	newer := vllmtest.Start(t, vllmtest.Options{Models: []string{"tiny", "newer"}})
+	g.Reload(strings.Replace(g.Yaml(), "upstreams:\n", fmt.Sprintf("upstreams:\n  - {name: newer, url: %q}\n", newer.URL()), 1))
+	ask := func(model, rest string) Answer {
+		return g.Do(Request{Path: "/v1/chat/completions", Key: g.Secret("app"), Body: `{"model":"` + model + `","messages":[]` + rest + `}`})
+	}
+	g.Eventually("the newer server", func() bool { return ask("newer", "").Status == 200 })
+	older, before := g.Fake.Arrived(), newer.Arrived()
+	for range 6 {
+		if a := ask("tiny", `,"thinking_token_budget":5`); a.Status != 200 {
+			t.Errorf("%d %s", a.Status, a.Body)
+		}
+	}
+	if a, b := g.Fake.Arrived()-older, newer.Arrived()-before; a != 0 || b != 6 {
+		t.Errorf("%d went to the older one, %d to the newer", a, b)
 	}
 }

@@ -74,6 +74,9 @@ func (g Grant) Edits() []Edit { return g.edits }
 // UsageInjected reports whether usage is asked of the upstream although the caller did not ask for it.
 func (g Grant) UsageInjected() bool { return g.injected }
 
+// Picky reports whether some releases may not have the request.
+func (g Grant) Picky() bool { return len(g.hazards) > 0 }
+
 // For refuses the request for a server of a release that a field of it would harm: the operator reads the advisory.
 func (g Grant) For(r vllm.Release) verdict.Verdict {
 	for _, h := range g.hazards {

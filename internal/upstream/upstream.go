@@ -194,9 +194,10 @@ type Set struct {
 func NewSet(servers []*Server) *Set { return &Set{servers: servers} }
 
 // Pick chooses in turn among the live servers of the model; of a named one, that one. The model is "" for operations
-// that have none. Errors: ErrUnknown, ErrNone, ErrDown.
-func (s *Set) Pick(model, name string) (*Server, error) {
-	var can, alive, well []*Server
+// that have none. Servers of releases that may have the request are preferred; nil: all may. Errors: ErrUnknown,
+// ErrNone, ErrDown.
+func (s *Set) Pick(model, name string, may func(vllm.Release) bool) (*Server, error) {
+	var can, alive, well, unfit []*Server
 	for _, one := range s.servers {
 		if name != "" && one.spec.Name != name || model != "" && !one.Serves(model) {
 			continue
@@ -204,14 +205,19 @@ func (s *Set) Pick(model, name string) (*Server, error) {
 		can = append(can, one)
 		switch st := one.State(); {
 		case !st.Alive:
+		case may != nil && !may(st.Release):
+			unfit = append(unfit, one)
 		case st.LeftOut:
 			alive = append(alive, one)
 		default:
 			alive, well = append(alive, one), append(well, one)
 		}
 	}
-	if len(well) > 0 {
+	switch {
+	case len(well) > 0:
 		alive = well
+	case len(alive) == 0:
+		alive = unfit
 	}
 	switch {
 	case len(can) == 0 && name != "" && !slices.ContainsFunc(s.servers, func(o *Server) bool { return o.spec.Name == name }):

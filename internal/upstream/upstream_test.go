@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/vallum/vallum/internal/verdict"
+	"github.com/vallum/vallum/internal/vllm"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -70,7 +71,7 @@ func TestAServerComesUpIsLostAndComesBack(t *testing.T) {
 		done := make(chan struct{})
 		go func() { s.Run(ctx); close(done) }()
 		synctest.Wait()
-		if _, err := set.Pick("", "a"); !errors.Is(err, ErrDown) || s.State().Problem != "connection refused" {
+		if _, err := set.Pick("", "a", nil); !errors.Is(err, ErrDown) || s.State().Problem != "connection refused" {
 			t.Fatalf("%v, %+v", err, s.State())
 		}
 		f.set(func() { f.down = nil })
@@ -80,16 +81,16 @@ func TestAServerComesUpIsLostAndComesBack(t *testing.T) {
 		if !st.Alive || st.Version != "0.32.0" || !st.Release.Known() || len(st.Models) != 1 || st.Models[0].MaxModelLen != 1024 || st.Warning != "" {
 			t.Fatalf("%+v", st)
 		}
-		if got, err := set.Pick("tiny", ""); err != nil || got != s {
+		if got, err := set.Pick("tiny", "", nil); err != nil || got != s {
 			t.Fatal(got, err)
 		}
-		if _, err := set.Pick("other", ""); !errors.Is(err, ErrNone) {
+		if _, err := set.Pick("other", "", nil); !errors.Is(err, ErrNone) {
 			t.Fatal(err)
 		}
 		f.set(func() { f.health = 503 })
 		s.Failed(true, "connection refused")
 		synctest.Wait()
-		if _, err := set.Pick("tiny", ""); !errors.Is(err, ErrDown) {
+		if _, err := set.Pick("tiny", "", nil); !errors.Is(err, ErrDown) {
 			t.Fatal("a dead server is picked", err)
 		}
 		f.set(func() { f.health = 200 })
@@ -132,7 +133,7 @@ func TestAServerThatFailsIsLeftOut(t *testing.T) {
 		only := func(want *Server) {
 			t.Helper()
 			for range 4 {
-				if got, err := set.Pick("m", ""); err != nil || got != want {
+				if got, err := set.Pick("m", "", nil); err != nil || got != want {
 					t.Fatalf("%v, %v", got, err)
 				}
 			}
@@ -157,7 +158,7 @@ func TestAServerThatFailsIsLeftOut(t *testing.T) {
 		fail(b)
 		got := map[*Server]int{}
 		for range 4 {
-			s, err := set.Pick("m", "")
+			s, err := set.Pick("m", "", nil)
 			if err != nil {
 				t.Fatal("all fail, and the model is gone: ", err)
 			}
@@ -281,7 +282,7 @@ func TestPickTakesTurnsAmongTheLiving(t *testing.T) {
 	set := NewSet(all)
 	got := map[string]int{}
 	for range 10 {
-		s, err := set.Pick("m", "")
+		s, err := set.Pick("m", "", nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -290,10 +291,49 @@ func TestPickTakesTurnsAmongTheLiving(t *testing.T) {
 	if got["a"] != 5 || got["c"] != 5 || got["b"] != 0 {
 		t.Errorf("%v", got)
 	}
-	if _, err := set.Pick("m", "b"); !errors.Is(err, ErrDown) {
+	if _, err := set.Pick("m", "b", nil); !errors.Is(err, ErrDown) {
 		t.Error(err)
 	}
-	if _, err := set.Pick("m", "z"); !errors.Is(err, ErrUnknown) {
+	if _, err := set.Pick("m", "z", nil); !errors.Is(err, ErrUnknown) {
 		t.Error(err)
+	}
+}
+
+// A request that harms a release goes to another, and only where there is none to one that it harms: that refuses it.
+func TestPickPrefersReleasesThatMayHaveTheRequest(t *testing.T) {
+	var all []*Server
+	for _, version := range []string{"0.29.0", "0.33.0", "", "0.32.0"} {
+		s := New(Spec{Name: version, Models: []string{"m"}}, healthy(), nil)
+		release, _ := vllm.ParseRelease(version)
+		s.set(func(st *State) { st.Alive, st.Release = true, release })
+		all = append(all, s)
+	}
+	set := NewSet(all)
+	may := (&vllm.Affected{Until: "0.30.0"}).In
+	picked := func() map[string]int {
+		got := map[string]int{}
+		for range 12 {
+			s, err := set.Pick("m", "", func(r vllm.Release) bool { return !may(r) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			got[s.Name()]++
+		}
+		return got
+	}
+	if got := picked(); len(got) != 2 || got["0.33.0"] != 6 || got["0.32.0"] != 6 {
+		t.Errorf("%v", got)
+	}
+	for range maxFailures {
+		all[1].Failed(false, "500")
+		all[3].Failed(false, "500")
+	}
+	if got := picked(); len(got) != 2 || got["0.33.0"] != 6 || got["0.32.0"] != 6 {
+		t.Errorf("left out, and others that may not: %v", got)
+	}
+	all[1].set(func(st *State) { st.Alive = false })
+	all[3].set(func(st *State) { st.Alive = false })
+	if got := picked(); len(got) != 2 || got["0.29.0"] != 6 || got[""] != 6 {
+		t.Errorf("none that may: %v", got)
 	}
 }
