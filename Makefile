@@ -6,10 +6,10 @@ VERSION ?=
 # The race detector needs cgo, so a C compiler. Where there is none the tests say so and run without it.
 RACE    := $(shell command -v $${CC:-cc} >/dev/null 2>&1 && echo -race)
 
-.PHONY: help build test lint conformance bench fuzz golden surface cross
+.PHONY: help build test lint conformance bench bench-isolate fuzz golden surface cross
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: ## bin/vallum, stripped
 	$(GO) build -trimpath -tags $(TAGS) -ldflags '-s -w' -o bin/vallum ./cmd/vallum
@@ -38,6 +38,9 @@ conformance: ## against the real vLLM, its clients and nginx; installs them into
 
 bench: ## nginx, a stdlib proxy and Vallum side by side: CPU per request as a ratio
 	$(GO) -C conformance run ./bench
+
+bench-isolate: ## the overlay and the bare path in turn, between two namespaces: network, and decode steps of the real vLLM; root
+	$(GO) -C conformance run ./isobench
 
 # Up to Go 1.26 the fuzzer's own clock can fail a target in which no input did, one that does nothing too (golang/go#75804).
 fuzz: ## every fuzz target for FUZZTIME (default 60s)

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vallum/vallum/conformance/nodes"
+)
+
+// tick is the unit of CPU time in /proc: USER_HZ is 100 on every Linux that Go runs on.
+const tick = 10 * time.Millisecond
+
+// describe says what a run ran on.
+func describe(took, busy time.Duration) result {
+	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	numbers := strings.SplitN(strings.TrimSpace(string(release)), ".", 3)
+	return result{
+		CPUs: runtime.NumCPU(), Kernel: strings.Join(numbers[:min(2, len(numbers))], "."), Go: runtime.Version(),
+		Seconds: took.Round(time.Second).Seconds(), Busy: 100 * busy.Seconds() / (took.Seconds() * float64(runtime.NumCPU())),
+	}
+}
+
+// busyTime is what all CPUs have worked since the start of the machine (proc(5), stat: user to steal less idle and iowait).
+func busyTime() time.Duration {
+	b, _ := os.ReadFile("/proc/stat")
+	first, _, _ := strings.Cut(string(b), "\n")
+	var total time.Duration
+	for i, field := range strings.Fields(first) {
+		if i == 0 || i == 4 || i == 5 || i > 8 {
+			continue
+		}
+		n, _ := strconv.ParseInt(field, 10, 64)
+		total += time.Duration(n) * tick
+	}
+	return total
+}
+
+// tunnelPIDs are the processes that carry the overlay on the nodes; none where it is not up or the kernel carries it.
+func tunnelPIDs(list ...*nodes.Node) ([]int, error) {
+	var pids []int
+	for _, n := range list {
+		all, err := n.Processes()
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range all {
+			if len(p.Args) > 2 && p.Args[1] == "isolate" && p.Args[2] == "tunnel" && slices.Contains(p.Args, "--child") {
+				pids = append(pids, p.PID)
+			}
+		}
+	}
+	return pids, nil
+}
+
+// cpuOf is what the processes have worked so far.
+func cpuOf(pids []int) (time.Duration, error) {
+	var total time.Duration
+	for _, pid := range pids {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil {
+			return 0, err
+		}
+		// The second field is a name in brackets, in which anything may stand (proc(5), pid stat: utime is 14, stime 15).
+		f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+		if len(f) < 13 {
+			return 0, fmt.Errorf("reading the times of process %d: %q", pid, b)
+		}
+		for _, field := range f[11:13] {
+			n, err := strconv.ParseInt(field, 10, 64)
+			if err != nil {
+				return 0, err
+			}
+			total += time.Duration(n) * tick
+		}
+	}
+	return total, nil
+}
