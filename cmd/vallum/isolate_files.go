@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -21,7 +23,27 @@ func newIsolateUnit(s streams) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(s.out, unitText, program, in.config, dir, program, dir)
+			// systemd starts it in another folder than this one.
+			args := []string{program, "isolate", "up", "--state", dir}
+			for _, f := range []struct{ flag, file string }{{"--config", in.config}, {"--manifest", in.manifest}} {
+				if f.file == "" {
+					continue
+				}
+				if f.file == "-" {
+					return usagef("%s: a unit has no standard input; name a file", f.flag)
+				}
+				file, err := filepath.Abs(f.file)
+				if err != nil {
+					return err
+				}
+				args = append(args, f.flag, file)
+			}
+			for i, a := range args {
+				if args[i], err = unitWord(a); err != nil {
+					return usageError{err}
+				}
+			}
+			_, err = fmt.Fprintf(s.out, unitText, strings.Join(args, " "))
 			return err
 		},
 	}
@@ -29,7 +51,20 @@ func newIsolateUnit(s streams) *cobra.Command {
 	return c
 }
 
-// up repairs without asking what was confirmed before; what was not is rolled back, for nobody is there to confirm.
+// unitWord is a word of a command line in a unit file (systemd.service(5), "Command lines").
+func unitWord(s string) (string, error) {
+	if strings.ContainsAny(s, "\n\r\x00") {
+		return "", fmt.Errorf("%q cannot stand in a unit", s)
+	}
+	s = strings.NewReplacer("%", "%%", "$", "$$").Replace(s)
+	if strings.ContainsAny(s, " \t\"'\\;") {
+		s = `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
+	}
+	return s, nil
+}
+
+// up repairs without asking what was confirmed before; what was not is rolled back, for nobody is there to confirm. There
+// is no ExecStop: it would run when the machine goes down, and make the next boot forget what was confirmed.
 const unitText = `[Unit]
 Description=Vallum's network between vLLM nodes
 Wants=network-online.target
@@ -39,9 +74,10 @@ Before=vllm.service
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-ExecStart=%s isolate up --config %s --state %s
-ExecStop=%s isolate down --state %s
-# The tunnel's process stays in this unit; it starts itself again when it ends.
+ExecStart=%s
+# Longer than a confirmation that does not come.
+TimeoutStartSec=3min
+# Stopping this unit leaves the overlay and its rules; vallum isolate down removes them. The tunnel is a unit of its own.
 KillMode=process
 
 [Install]

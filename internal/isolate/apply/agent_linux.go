@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -20,9 +21,45 @@ import (
 // armed is what the agent says when it is ready to roll back whatever happens to who started it.
 const armed = "armed"
 
-// arm starts the rollback in a process and session of its own, and returns when it says that it is ready.
+// arm starts the rollback in a process outside this one, and returns when that says that it is ready. Where systemd runs
+// it is a unit of its own: what is only detached ends with the session of its user where logind is told to end that
+// (KillUserProcesses), and with its unit.
 func (s State) arm(token string, after time.Duration) error {
-	c := exec.Command(s.Program, "isolate", "rollback", "--state", s.Dir, "--token", token, "--after", after.String())
+	args := []string{s.Program, "isolate", "rollback", "--state", s.Dir, "--token", token, "--after", after.String()}
+	run, ok := systemdRun()
+	if !ok {
+		return detach(args)
+	}
+	// As a unit of type notify it has started when it says so. It does not let itself be ended by a signal.
+	c := exec.Command(run, append([]string{
+		"--quiet", "--collect", "--unit=vallum-isolate-rollback-" + token, "--service-type=notify", "--property=TimeoutStartSec=10", "--property=TimeoutStopSec=2",
+		"--description=Undoes what vallum isolate up did, unless it is confirmed", "--",
+	}, args...)...)
+	if out, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("the rollback's unit did not start: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// systemdRun is the program that starts units, if systemd runs this machine and would start them where this process is: in
+// a network namespace of its own, such as of ip netns exec, a unit would undo the wrong machine's network.
+func systemdRun() (program string, ok bool) {
+	if info, err := os.Stat("/run/systemd/system"); err != nil || !info.IsDir() {
+		return "", false
+	}
+	for _, ns := range []string{"net", "mnt"} {
+		own, err := os.Readlink("/proc/self/ns/" + ns)
+		if first, err2 := os.Readlink("/proc/1/ns/" + ns); errors.Join(err, err2) != nil || own != first {
+			return "", false
+		}
+	}
+	program, err := exec.LookPath("systemd-run")
+	return program, err == nil
+}
+
+// detach starts a process in a session of its own, and returns when it says that it is ready.
+func detach(args []string) error {
+	c := exec.Command(args[0], args[1:]...)
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	c.Dir = "/"
 	out, err := c.StdoutPipe()
@@ -48,12 +85,29 @@ func (s State) arm(token string, after time.Duration) error {
 	}
 }
 
+// ready tells systemd, where it has asked, that the unit has started (sd_notify(3)).
+func ready() error {
+	to := os.Getenv("NOTIFY_SOCKET")
+	if to == "" {
+		return nil
+	}
+	c, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: to, Net: "unixgram"})
+	if err != nil {
+		return fmt.Errorf("telling systemd: %w", err)
+	}
+	_, err = c.Write([]byte("READY=1"))
+	return errors.Join(err, c.Close())
+}
+
 // Agent is the process that arm starts: it says that it is ready, waits, and rolls back what nobody confirmed. It stops
 // waiting when what it watches is confirmed. Signals of a session that ends do not stop it.
 func Agent(s State, token string, after time.Duration) error {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
 	deadline := time.Now().Add(after)
 	fmt.Println(armed)
+	if err := ready(); err != nil {
+		return err
+	}
 	for time.Now().Before(deadline) {
 		r, err := s.read(pendingFile)
 		if err == nil && (r == nil || r.Token != token) {

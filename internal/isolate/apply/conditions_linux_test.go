@@ -143,20 +143,7 @@ func TestUpAfterAReboot(t *testing.T) {
 	l.sign(nil, "a", "b")
 	a.up(t)
 	b.up(t)
-	a.killTunnel(t, true)
-	a.do(func() {
-		c, err := nftables.New()
-		must(t, err)
-		c.FlushRuleset()
-		must(t, c.Flush())
-		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-			routes, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: 178}, netlink.RT_FILTER_PROTOCOL)
-			must(t, err)
-			for _, r := range routes {
-				must(t, netlink.RouteDel(&r))
-			}
-		}
-	})
+	a.reboot(t)
 	if _, _, code := a.run("status"); code != 1 {
 		t.Error("status calls a machine fine that has nothing")
 	}

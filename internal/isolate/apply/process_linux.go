@@ -92,13 +92,15 @@ func (s State) startTunnel(p *isolate.Plan) error {
 	defer func() { _ = log.Close() }()
 	ended := make(chan error, 1)
 	if !s.tunnelRuns() {
-		c := exec.Command(s.Program, "isolate", "tunnel", "--state", s.Dir)
-		c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-		c.Dir, c.Stdout, c.Stderr = "/", log, log
+		c, wait := s.tunnelCommand(log)
 		if err := c.Start(); err != nil {
 			return fmt.Errorf("starting the tunnel: %w", err)
 		}
-		go func() { ended <- c.Wait() }()
+		go func() {
+			if err := c.Wait(); wait || err != nil {
+				ended <- err
+			}
+		}()
 	}
 	for end := time.Now().Add(15 * time.Second); ; {
 		if tunnel.Up(p) == nil && s.tunnelRuns() {
@@ -115,6 +117,23 @@ func (s State) startTunnel(p *isolate.Plan) error {
 			return fmt.Errorf("the tunnel does not come up: %s", tail(log.Name()))
 		}
 	}
+}
+
+// tunnelCommand starts the supervisor, or has systemd start it as a unit of its own, so that it outlives the session or the
+// unit that it is started from; wait says that the command lives as long as the tunnel.
+func (s State) tunnelCommand(log *os.File) (c *exec.Cmd, wait bool) {
+	args := []string{s.Program, "isolate", "tunnel", "--state", s.Dir}
+	if run, ok := systemdRun(); ok {
+		c = exec.Command(run, append([]string{
+			"--quiet", "--collect", "--service-type=exec", "--property=StandardError=append:" + log.Name(), "--description=The tunnel of vallum isolate", "--",
+		}, args...)...)
+		c.Stderr = log
+		return c, false
+	}
+	c = exec.Command(args[0], args[1:]...)
+	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	c.Dir, c.Stdout, c.Stderr = "/", log, log
+	return c, true
 }
 
 func tail(file string) string {

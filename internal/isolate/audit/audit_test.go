@@ -3,6 +3,7 @@ package audit
 import (
 	"errors"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -82,5 +83,17 @@ func TestNothingIsGreenWithoutReason(t *testing.T) {
 	}
 	if !slices.Contains(Ports(), 29501) {
 		t.Error("the store's port is missing")
+	}
+}
+
+// Who reads the documentation and who runs the audit are told the same.
+func TestWhatWasNotTestedStandsInTheDocumentation(t *testing.T) {
+	b, err := os.ReadFile("../../../docs/isolate.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, found := strings.Cut(string(b), "\n## Not tested here\n\n")
+	if want := "- " + strings.Join(NotTested, "\n- ") + "\n"; !found || section != want {
+		t.Errorf("docs/isolate.md ends with\n%s\nwant\n%s", section, want)
 	}
 }
