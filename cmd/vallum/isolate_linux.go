@@ -90,11 +90,7 @@ func newIsolateUp(s streams) *cobra.Command {
 				return err
 			}
 			fmt.Fprintf(s.out, "the overlay of node %s holds: %v on %s\n", p.Node, p.Addresses, p.Device)
-			for i, size := range narrow(p) {
-				if size > 0 {
-					s.sayNarrow(p, i, size)
-				}
-			}
+			s.sayNarrow(p, narrow(p))
 			return nil
 		},
 	}
@@ -189,17 +185,24 @@ func (s streams) printPeers(p *isolate.Plan) error {
 			age = "heard " + time.Since(h.Last).Round(time.Second).String() + " ago"
 		}
 		fmt.Fprintf(s.out, "  %-20s %s, %d bytes out, %d in\n", h.Name, age, h.Sent, h.Received)
-		if sizes[i] > 0 {
-			err = errNo
-			s.sayNarrow(p, i, sizes[i])
-		}
 	}
-	return err
+	if s.sayNarrow(p, sizes) {
+		return errNo
+	}
+	return nil
 }
 
-func (s streams) sayNarrow(p *isolate.Plan, peer, size int) {
-	fmt.Fprintf(s.out, "  %-20s only packets of %d bytes get through, of %d: larger ones are lost or taken apart\n", p.Peers[peer].Name, size, p.MTU)
-	s.hint("on every node write isolate: {mtu: %d}, or mend the path, and run vallum isolate up again", max(size, 1280))
+// sayNarrow tells which peers take less than the device sends, and reports whether one does.
+func (s streams) sayNarrow(p *isolate.Plan, sizes []int) (found bool) {
+	for i, size := range sizes {
+		if size == 0 {
+			continue
+		}
+		found = true
+		fmt.Fprintf(s.out, "  %-20s only packets of %d bytes get through, of %d: larger ones are lost or taken apart\n", p.Peers[i].Name, size, p.MTU)
+		s.hint("on every node write isolate: {mtu: %d}, or mend the path, and run vallum isolate up again", max(size, 1280))
+	}
+	return found
 }
 
 // narrow is, for each peer, how large packets may be, where they may not have the device's MTU: as the plan knew it, or as
