@@ -142,8 +142,9 @@ func (s State) device(p *isolate.Plan) error {
 		}
 		p.Kernel = false // it said that it could, and cannot
 	}
-	if s.tunnelRuns() && tunnel.Up(p) == nil {
-		return tunnel.Configure(p, s.keys())
+	// Whatever somebody did to its device, a tunnel that runs is given back what the plan says.
+	if s.tunnelRuns() && tunnel.Configure(p, s.keys()) == nil {
+		return nil
 	}
 	return s.startTunnel(p)
 }

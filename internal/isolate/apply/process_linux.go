@@ -103,10 +103,8 @@ func (s State) startTunnel(p *isolate.Plan) error {
 		}()
 	}
 	for end := time.Now().Add(15 * time.Second); ; {
-		if tunnel.Up(p) == nil && s.tunnelRuns() {
-			if _, err := tunnel.Handshakes(p); err == nil {
-				return tunnel.Configure(p, s.keys())
-			}
+		if s.tunnelRuns() && tunnel.Configure(p, s.keys()) == nil {
+			return nil
 		}
 		select {
 		case err := <-ended:

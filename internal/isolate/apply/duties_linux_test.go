@@ -1,0 +1,93 @@
+package apply_test
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+
+	"github.com/vallum/vallum/internal/isolate"
+	"github.com/vallum/vallum/internal/isolate/ipnet"
+	"github.com/vallum/vallum/internal/isolate/nft"
+)
+
+// A batch that the kernel does not take is an error, and leaves no half of it: what it replaced still guards.
+func TestABatchThatDoesNotLoadIsAnErrorAndNotAGuard(t *testing.T) {
+	needRoot(t)
+	good := isolate.Ruleset{Chains: []isolate.Chain{{Hook: "input", Drop: true, Rules: []isolate.Rule{{Name: "loopback", InDevice: "lo", Accept: true}}}}}
+	bad := isolate.Ruleset{Chains: []isolate.Chain{{Hook: "input", Drop: true, Rules: []isolate.Rule{
+		{Name: "first"}, {Name: strings.Repeat("too long for a comment", 20)},
+	}}}}
+	newSpace(t).do(func() {
+		if err := nft.Load(bad); err == nil || !strings.Contains(err.Error(), "none holds now") {
+			t.Errorf("a bad batch on an empty machine: %v", err)
+		}
+		if err := nft.Check(good); err == nil || !strings.Contains(err.Error(), "not loaded") {
+			t.Errorf("something of it was loaded: %v", err)
+		}
+		must(t, nft.Load(good))
+		if nft.Load(bad) == nil {
+			t.Error("a bad batch was taken")
+		}
+		if err := nft.Check(good); err != nil {
+			t.Errorf("a batch that did not load took away what was there: %v", err)
+		}
+		if err := nft.Load(isolate.Ruleset{Chains: []isolate.Chain{{Hook: "prerouting"}}}); err == nil {
+			t.Error("a hook that is not known was taken")
+		}
+	})
+}
+
+// vLLM is started on an overlay that is whole: its device up with its address on it, its rules loaded, its routes there.
+func TestExecLooksAtEveryPartOfTheOverlay(t *testing.T) {
+	l := newLab(t, "a", "b")
+	a := l.hosts["a"]
+	l.sign(nil, "a", "b")
+	a.up(t)
+	start := func() (string, int) {
+		out, said, code := a.run("exec", "--topology", "dp", "--", "echo", "RUNS")
+		return out + said, code
+	}
+	for want, harm := range map[string]func(){
+		"10.99.0.1 is not on device": func() {
+			must(t, netlink.AddrDel(link(t, a.device), &netlink.Addr{IPNet: ipnet.Of(netip.PrefixFrom(a.over, 32))}))
+		},
+		"is down": func() { must(t, linkDownOf(t, a.device)) },
+		"the rules are not loaded": func() {
+			c, err := nftables.New()
+			must(t, err)
+			c.DelTable(&nftables.Table{Name: isolate.TableName, Family: nftables.TableFamilyINet})
+			must(t, c.Flush())
+		},
+		"prohibit route of 10.99.0.0/24 is missing": func() {
+			must(t, netlink.RouteDel(&netlink.Route{Dst: ipnet.Of(netip.MustParsePrefix("10.99.0.0/24")), Type: 8, Priority: isolate.ProhibitMetric}))
+		},
+	} {
+		if out, code := start(); code != 0 || !strings.Contains(out, "RUNS") {
+			t.Fatalf("a whole overlay: exit %d %s", code, out)
+		}
+		a.do(harm)
+		if out, code := start(); code != 1 || !strings.Contains(out, want) || strings.Contains(out, "RUNS") {
+			t.Errorf("exit %d, want %q\n%s", code, want, out)
+		}
+		if _, said, code := a.run("env", "--topology", "dp"); code != 1 || !strings.Contains(said, want) {
+			t.Errorf("env: exit %d, want %q\n%s", code, want, said)
+		}
+		a.must(t, "up", "--hosts", a.file("hosts"))
+	}
+}
+
+// Sockets are per network namespace: an audit that looked only into its own would miss every container.
+func TestAuditSeesOtherNetworkNamespaces(t *testing.T) {
+	l := newLab(t, "a", "b", "x")
+	a, x := l.hosts["a"], l.hosts["x"]
+	l.sign(nil, "a", "b")
+	a.up(t)
+	x.vllm(t, "vllm", "0.0.0.0:14580")
+	out, _, _ := a.run("audit")
+	if got := lineWith(out, ":14580 "); !strings.Contains(got, "guarded") || !strings.Contains(got, "in another network namespace, guarded by rule not-forwarded") {
+		t.Errorf("a process in another namespace: %q\n%s", got, out)
+	}
+}
