@@ -90,6 +90,12 @@ func TestAHalfSetEnvironmentIsNamedOnBothNodes(t *testing.T) {
 	})
 }
 
+// Scripts for alone: a process of vLLM's that listens, and an audit that sees it and no other.
+const (
+	start = "mkfifo $STATE/hold; $ENGINE <$STATE/hold >$STATE/said & exec 9>$STATE/hold; rm $STATE/hold; until grep -q listening $STATE/said; do sleep .05; done; "
+	look  = "$PROGRAM isolate audit --state $STATE"
+)
+
 // alone runs a shell script on the host with processes and mounts of its own, so that it sees no other test's.
 func (h *host) alone(t *testing.T, script string, env ...string) (out string, code int) {
 	t.Helper()
@@ -112,11 +118,7 @@ func TestAuditIsNeverGreenBesideRDMA(t *testing.T) {
 		"ENGINE=" + a.named(t, "VLLM::EngineCore"), listenEnv + "=" + a.over.String() + ":7005", "VLLM_HOST_IP=" + a.over.String(),
 		"GLOO_SOCKET_IFNAME=" + a.device, "NCCL_SOCKET_IFNAME=" + a.device, "TP_SOCKET_IFNAME=" + a.device, "NCCL_IB_DISABLE=1", "UCX_TLS=tcp,sm,self", "HF_TOKEN=hf_verysecret",
 	}
-	const (
-		start   = "mkfifo $STATE/hold; $ENGINE <$STATE/hold >$STATE/said & exec 9>$STATE/hold; rm $STATE/hold; until grep -q listening $STATE/said; do sleep .05; done; "
-		adapter = "mount -t tmpfs none /sys/class && mkdir -p /sys/class/infiniband/mlx5_0/ports/1 && echo InfiniBand >/sys/class/infiniband/mlx5_0/ports/1/link_layer; "
-		look    = "$PROGRAM isolate audit --state $STATE"
-	)
+	const adapter = "mount -t tmpfs none /sys/class && mkdir -p /sys/class/infiniband/mlx5_0/ports/1 && echo InfiniBand >/sys/class/infiniband/mlx5_0/ports/1/link_layer; "
 	if out, code := a.alone(t, start+look, engine...); code != 0 || !strings.Contains(out, "keeps to sockets") || strings.Contains(out, "verysecret") || strings.Contains(out, "HF_TOKEN") {
 		t.Fatalf("without an adapter: exit %d\n%s", code, out)
 	}

@@ -89,13 +89,14 @@ func TestAuditNamesWhatIsOutsideAndTheMissingVariable(t *testing.T) {
 	l := newLab(t, "a", "b")
 	a := l.hosts["a"]
 	l.sign(nil, "a", "b")
-	a.vllm(t, "vllm", "0.0.0.0:14579", "127.0.0.1:7001")
-	out, _, code := a.run("audit")
+	// Alone: what another process of vLLM's on this machine does is not this test's.
+	engine := []string{"ENGINE=" + a.named(t, "vllm"), listenEnv + "=0.0.0.0:14579,127.0.0.1:7001"}
+	out, code := a.alone(t, start+look, engine...)
 	if got := lineWith(out, ":14579 "); code != 1 || !strings.Contains(got, "outside") || !strings.Contains(got, "KV transfer") || !strings.Contains(got, "no overlay is applied") {
 		t.Errorf("without an overlay: exit %d: %s", code, got)
 	}
 	a.up(t)
-	out, _, code = a.run("audit")
+	out, code = a.alone(t, start+look, engine...)
 	if got := lineWith(out, ":14579 "); code != 0 || !strings.Contains(got, "wildcard, guarded by rule refused") {
 		t.Errorf("with it: exit %d: %s\n%s", code, got, out)
 	}

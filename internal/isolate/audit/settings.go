@@ -44,7 +44,7 @@ func (in Input) settings() []Setting {
 		for _, name := range isolate.SettingNames {
 			value, set := p.Settings[name]
 			if set || p.From != 0 && p.Of == "vllm" && slices.Contains(wanted, name) {
-				see(key{name, value, set, p.Namespace != ""}, p.PID)
+				see(key{name, value, set, set && p.Namespace != ""}, p.PID)
 			}
 		}
 	}
