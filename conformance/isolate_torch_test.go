@@ -198,7 +198,7 @@ func halfSetEnvironment(p *report.Proof, _ *stand) {
 	for _, t := range half.ranks {
 		t.Stop()
 	}
-	if n := refusedPackets(p, a) + refusedPackets(p, b); n == 0 {
+	if n := counted(p, a, "input", "refused") + counted(p, b, "input", "refused"); n == 0 {
 		p.Error("the rules have refused nothing: it hung for another reason, and this shows nothing")
 	}
 
@@ -206,10 +206,10 @@ func halfSetEnvironment(p *report.Proof, _ *stand) {
 	wantTunnelOnly(p, l, r, marked)
 }
 
-// refusedPackets is what the rules of a node have counted, as its audit says.
-func refusedPackets(p *report.Proof, n *nodes.Node) int {
+// counted is how many packets a rule has seen on a node, as nft says it.
+func counted(p *report.Proof, n *nodes.Node, chain, rule string) int {
 	p.Helper()
-	r, err := n.Run(p.Context(), "nft", "-j", "list", "chain", "inet", "vallum_isolate", "input")
+	r, err := n.Run(p.Context(), "nft", "-j", "list", "chain", "inet", "vallum_isolate", chain)
 	if err != nil {
 		p.NotRun("nft: %v", err)
 	}
@@ -226,7 +226,7 @@ func refusedPackets(p *report.Proof, n *nodes.Node) int {
 	}
 	for _, o := range list.Nftables {
 		for _, e := range o.Rule.Expr {
-			if o.Rule.Comment == "refused" && e.Counter.Packets > 0 {
+			if o.Rule.Comment == rule && e.Counter.Packets > 0 {
 				return e.Counter.Packets
 			}
 		}

@@ -90,6 +90,12 @@ func expected() []report.Row {
 	for _, p := range torchProofs {
 		rows = append(rows, report.Row{Property: p.name, Part: torchPart, Version: torchVersion})
 	}
+	for _, p := range proofsDP(&duel{}) {
+		rows = append(rows, report.Row{Property: p.name, Part: partOf(topologyDP), Version: vllmVersion})
+	}
+	for _, p := range proofsTP(&duel{}) {
+		rows = append(rows, report.Row{Property: p.name, Part: partOf(topologyTP), Version: vllmVersion})
+	}
 	for _, s := range suites() {
 		for _, p := range s.proofs {
 			rows = append(rows, report.Row{Property: p.name, Part: s.part(), Version: vllmVersion})

@@ -47,6 +47,12 @@ func (n *Node) Launch(name string, c *exec.Cmd) (*Task, error) {
 // Exited is closed when the task has ended.
 func (t *Task) Exited() <-chan struct{} { return t.exited }
 
+// Code is the exit status of a task that has ended, -1 when a signal ended it.
+func (t *Task) Code() int {
+	<-t.exited
+	return t.cmd.ProcessState.ExitCode()
+}
+
 // PID is the task's process, and its group.
 func (t *Task) PID() int { return t.cmd.Process.Pid }
 

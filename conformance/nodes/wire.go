@@ -141,6 +141,19 @@ func Tunnel(f Flow) bool {
 // Inside tells whether an overlay address is on the wire, which none may ever be.
 func Inside(f Flow) bool { return Overlay.Contains(f.From.Addr()) || Overlay.Contains(f.To.Addr()) }
 
+// Empty tells whether nothing but zeros was in the flow's packets: a probe of the path, as `isolate up` sends to the
+// tunnel's port.
+func (r *Recording) Empty(f Flow) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.flows[f] {
+		if len(bytes.Trim(s.payload, "\x00")) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // Find returns the flows in which one of the needles is, TCP put together in the order in which it was sent, and how
 // often the most frequent needle is.
 func (r *Recording) Find(needles [][]byte) map[Flow]int {
