@@ -115,9 +115,10 @@ func TestVerifyProvesInsideOutsideAndTheWire(t *testing.T) {
 	a, b, x := l.hosts["a"], l.hosts["b"], l.hosts["x"]
 	a.echo(t, 8000)
 	l.sign(nil, "a", "b")
-	if out, _, code := x.run("verify", "--as-outsider", a.under.String()); code != 1 || !strings.Contains(out, "port 8000 is open (HTTP API)") {
-		t.Errorf("an outsider before up: exit %d\n%s", code, out)
-	}
+	eventually(t, "an outsider is answered before up", 3*open, func() bool {
+		out, _, code := x.run("verify", "--as-outsider", a.under.String())
+		return code == 1 && strings.Contains(out, "port 8000 is open (HTTP API)")
+	})
 	a.up(t)
 	b.up(t)
 	x.routeBy(t, a.over, true)
