@@ -105,13 +105,13 @@ func check(req *http.Request) error {
 // expect makes the body say "100 Continue" once it is read, where the client waits for that (RFC 9110 §10.1.1).
 func (c *conn) expect(req *http.Request) error {
 	values := req.Header["Expect"]
-	if len(values) == 0 || !req.ProtoAtLeast(1, 1) {
+	if len(values) == 0 {
 		return nil
 	}
 	if len(values) > 1 || !strings.EqualFold(values[0], "100-continue") {
 		return malformed{http.StatusExpectationFailed, "only 100-continue can be expected"}
 	}
-	c.body.promised = c.body.left
+	c.body.promised = c.body.left && req.ProtoAtLeast(1, 1)
 	return nil
 }
 
