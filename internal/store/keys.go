@@ -58,15 +58,16 @@ type NewKey struct {
 
 var (
 	// ErrNoSuchKey: neither an id nor a name of a live key.
-	ErrNoSuchKey = errors.New("there is no such key")
+	ErrNoSuchKey = errors.New("no live key has this name or id")
 	// ErrExists: a live key has the name, or the value was imported before.
 	ErrExists = errors.New("the key exists")
 )
 
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$`)
 
-// check refuses names that would be ambiguous in a log line, a list or a command.
-func (n NewKey) check(now time.Time) error {
+// Check refuses names that would be ambiguous in a log line, a list or a command, and what could never be used. CreateKey
+// and ImportKey ask it too.
+func (n NewKey) Check(now time.Time) error {
 	const want = "want 1 to 64 letters, digits and . _ @ -, the first a letter or digit"
 	if !namePattern.MatchString(n.Name) {
 		return fmt.Errorf("name %q: %s", n.Name, want)
@@ -93,7 +94,7 @@ func (n NewKey) check(now time.Time) error {
 
 // CreateKey makes a key and returns it: this once, for nothing but its hash is kept.
 func (s *Store) CreateKey(ctx context.Context, n NewKey, now time.Time) (secret string, key Key, err error) {
-	if err := n.check(now); err != nil {
+	if err := n.Check(now); err != nil {
 		return "", Key{}, fmt.Errorf("creating a key: %w", err)
 	}
 	key, secret, err = drawKey(n, now)
@@ -115,7 +116,7 @@ func (s *Store) CreateKey(ctx context.Context, n NewKey, now time.Time) (secret 
 // ImportKey takes a key that clients already have, of 20 characters at least. Only its hash is kept, and no error
 // repeats it. A value that was imported before is refused, also when it was revoked since: what leaked once stays out.
 func (s *Store) ImportKey(ctx context.Context, value string, n NewKey, now time.Time) (Key, error) {
-	if err := n.check(now); err != nil {
+	if err := n.Check(now); err != nil {
 		return Key{}, fmt.Errorf("importing a key: %w", err)
 	}
 	if err := checkImported(value); err != nil {
@@ -234,7 +235,7 @@ func current(ctx context.Context, tx *sql.Tx, idOrName string, now time.Time) (K
 	}
 	keys = slices.DeleteFunc(keys, func(k Key) bool { return k.ReplacedBy != "" })
 	if len(keys) == 0 {
-		return Key{}, fmt.Errorf("it was replaced already: %w", ErrNoSuchKey)
+		return Key{}, fmt.Errorf("%w: it was replaced already", ErrNoSuchKey)
 	}
 	return keys[0], nil
 }
@@ -336,7 +337,7 @@ func live(ctx context.Context, tx *sql.Tx, idOrName string, now time.Time) ([]Ke
 	}
 	keys = slices.DeleteFunc(keys, func(k Key) bool { return !k.Live(now) })
 	if len(keys) == 0 {
-		return nil, fmt.Errorf("it is revoked or expired already: %w", ErrNoSuchKey)
+		return nil, fmt.Errorf("%w: it is revoked or expired already", ErrNoSuchKey)
 	}
 	return keys, nil
 }

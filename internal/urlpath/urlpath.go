@@ -39,10 +39,10 @@ func (e *Ambiguous) Error() string {
 func Parse(target string) (Path, error) {
 	path, _, _ := strings.Cut(target, "?")
 	if path == "" || path[0] != '/' {
-		return Path{}, &Ambiguous{"the target is not a path (absolute, authority and asterisk form are refused)", 0}
+		return Path{}, &Ambiguous{"no path in the target (absolute, authority and asterisk form are refused)", 0}
 	}
 	if len(path) > maxPath {
-		return Path{}, &Ambiguous{"the path is too long", maxPath}
+		return Path{}, &Ambiguous{"a path that is too long", maxPath}
 	}
 	if rest, ok := strings.CutPrefix(path, modelPrefix); ok && rest != "" {
 		return parseModel(rest)

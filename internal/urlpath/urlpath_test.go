@@ -31,11 +31,11 @@ func TestParseAcceptsOneSpelling(t *testing.T) {
 // Every row was sent to a real vLLM 0.32.0: several of them reach /pause or /v1/models there.
 func TestParseRefusesEveryOtherSpelling(t *testing.T) {
 	for target, what := range map[string]string{
-		"":                                       "not a path",
-		"*":                                      "not a path",
-		"evil.com:443":                           "not a path",
-		"http://evil/v1/models":                  "not a path",
-		"v1/models":                              "not a path",
+		"":                                       "no path in the target",
+		"*":                                      "no path in the target",
+		"evil.com:443":                           "no path in the target",
+		"http://evil/v1/models":                  "no path in the target",
+		"v1/models":                              "no path in the target",
 		"/%70ause":                               "percent-encoding",
 		"/v1%2Fmodels":                           "percent-encoding",
 		"/%zz":                                   "percent-encoding",
