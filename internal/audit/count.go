@@ -60,6 +60,9 @@ func (t *tally) take(now time.Time, atOnce bool) (time.Time, map[tallyKey]uint64
 	return t.minute, counts
 }
 
+// WriteCounts writes what is counted so far, without waiting for the minute to end: before a line that is to be the last.
+func (l *Log) WriteCounts() { l.writeCounts(l.tally.take(l.opts.Now(), true)) }
+
 // writeCounts writes one line per count. What cannot be written is added to the minute that runs.
 func (l *Log) writeCounts(minute time.Time, counts map[tallyKey]uint64) {
 	keys := slices.SortedFunc(maps.Keys(counts), func(a, b tallyKey) int {

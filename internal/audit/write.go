@@ -291,7 +291,7 @@ func (l *Log) Close() error {
 	l.done.Wait()
 	now := l.opts.Now()
 	l.readmit(now)
-	l.writeCounts(l.tally.take(now, true))
+	l.WriteCounts()
 
 	l.w.Lock()
 	l.shut = true

@@ -141,6 +141,7 @@ func (d *Daemon) close() error {
 	for _, s := range d.servers {
 		s.close()
 	}
+	d.records.WriteCounts() // before the line that says that nothing follows
 	d.record(audit.Stopped, "")
 	return errors.Join(d.records.Close(), d.store.Close())
 }
@@ -184,6 +185,7 @@ func (d *Daemon) serve(ctx, work context.Context, conf *config.Config) error {
 	d.announce(servers, probes, first)
 	select {
 	case <-ctx.Done():
+		d.log.Info("stopping: running requests may end first", "drain", d.current.Load().conf.Timeouts.Drain)
 	case err = <-failed:
 	}
 	return errors.Join(err, d.shutdown(servers, probes, time.Duration(d.current.Load().conf.Timeouts.Drain)))

@@ -31,22 +31,30 @@ func StateDir() (string, error) {
 
 // upstreamKey reads vLLM's own key from where the configuration says that it is. "" means that there is none.
 func upstreamKey(u config.Upstream) (string, error) {
+	key, err := readKey(u)
+	if err != nil {
+		return "", fmt.Errorf("upstream %q: %w", u.Name, err)
+	}
+	return key, nil
+}
+
+func readKey(u config.Upstream) (string, error) {
 	switch {
 	case u.KeyFile != "":
 		return secretFile(u.KeyFile)
 	case u.Key.From == "env":
 		v := os.Getenv(u.Key.Name)
 		if v == "" {
-			return "", fmt.Errorf("upstream %q: the environment has no %s", u.Name, u.Key.Name)
+			return "", fmt.Errorf("the environment has no %s", u.Key.Name)
 		}
 		return v, nil
 	case u.Key.From == "credential":
 		dir := os.Getenv("CREDENTIALS_DIRECTORY") // systemd.exec(5)
 		if dir == "" {
-			return "", fmt.Errorf("upstream %q: no CREDENTIALS_DIRECTORY: %s is for a systemd unit with LoadCredential=%s", u.Name, u.Key, u.Key.Name)
+			return "", fmt.Errorf("no CREDENTIALS_DIRECTORY: %s is for a systemd unit with LoadCredential=%s", u.Key, u.Key.Name)
 		}
 		if strings.ContainsAny(u.Key.Name, "/\\") {
-			return "", fmt.Errorf("upstream %q: %q is not the name of a credential", u.Name, u.Key.Name)
+			return "", fmt.Errorf("%q is not the name of a credential", u.Key.Name)
 		}
 		return secretFile(filepath.Join(dir, u.Key.Name))
 	}
