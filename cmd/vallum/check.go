@@ -16,10 +16,15 @@ func newCheck(s streams) *cobra.Command {
 	var show, asJSON bool
 	c := &cobra.Command{
 		Use:   "check",
-		Short: "Says all that is wrong with a configuration, where, and what would be right",
+		Short: "Says what is wrong with a configuration, and what would be right",
+		Long: "Names every problem of the file, with the line and what would be right there. It reads that one file: what the\n" +
+			"file names (keys, certificates, sockets) is looked at by serve, on the machine that has it.",
 		Example: "  vallum check --config vallum.yaml\n" +
-			"  vallum check --config vallum.yaml --print    the effective configuration, with every default",
+			"  vallum check --config vallum.yaml --print    with every default",
 		RunE: func(c *cobra.Command, _ []string) error {
+			if show && asJSON {
+				return usagef("--print prints YAML, --json the problems: give one of them")
+			}
 			conf, err := readConfig(file, s.in)
 			if asJSON {
 				return checkJSON(s, err)

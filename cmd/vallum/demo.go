@@ -25,7 +25,7 @@ func newDemo(s streams) *cobra.Command {
 	var exit, asJSON bool
 	c := &cobra.Command{
 		Use:   "demo",
-		Short: "Shows what Vallum guards: a fake vLLM and the gateway on this machine, no GPU",
+		Short: "Shows what Vallum guards: a fake vLLM, the gateway, no GPU",
 		Long: "Starts a fake vLLM that serves every route of the newest release, dangerous ones included, with its own key set\n" +
 			"as a careful operator would, and the gateway in front. Tries every route directly and through the gateway,\n" +
 			"streams a chat, shows the records, and stays up for trying with curl. Everything is on loopback and in a\n" +
@@ -34,7 +34,9 @@ func newDemo(s streams) *cobra.Command {
 			"  vallum demo --exit    end after the records, for scripts\n" +
 			"  vallum demo --exit --json",
 		RunE: func(c *cobra.Command, _ []string) error {
-			return s.demo(c.Context(), exit, asJSON)
+			ctx, stop := untilHangup(c.Context()) // the directory goes with the terminal
+			defer stop()
+			return s.demo(ctx, exit, asJSON)
 		},
 	}
 	c.Flags().BoolVar(&exit, "exit", false, "end after the records, instead of staying up for trying")

@@ -36,7 +36,9 @@ func newExplain(s streams) *cobra.Command {
 	var q question
 	c := &cobra.Command{
 		Use:   "explain METHOD PATH | --record ID",
-		Short: "Says which rule decides a request, why the others do not, and what would allow it",
+		Short: "Says which rule decides a request, and what would change that",
+		Long: "Answers from the configuration that the running gateway left in its state directory, or from --config. Exit code 0 is\n" +
+			"allowed, 1 is refused, also of a record.",
 		Example: "  vallum explain POST /v1/chat/completions --key-name app --model llama-3-8b\n" +
 			"  vallum explain --record req_3mp2k...",
 		Args: cobra.MaximumNArgs(2),
@@ -84,7 +86,10 @@ func (s streams) explainRequest(ctx context.Context, q question, method, target 
 	}
 	facts := policy.Facts{Model: q.model}
 	if table, ok := vllm.FieldsOf(op.ID); ok && q.body != "" {
-		doc, v := readBody(q.body, s.in, op, table)
+		doc, v, err := readBody(q.body, s.in, op, table)
+		if err != nil {
+			return err
+		}
 		if v.Refused() {
 			e := refusal(v.Reason(), v.Message())
 			e.Operation = op.ID
@@ -101,7 +106,11 @@ func (s streams) explainRequest(ctx context.Context, q question, method, target 
 			return err
 		}
 	}
-	return s.tell(answer{p.Explain(who, op, segments, facts), slices.Concat(facts.Dropped, facts.UnknownKeys)}, q.asJSON)
+	e := p.Explain(who, op, segments, facts)
+	if e.Reason == verdict.BadBody.String() && facts.Model == "" && q.body == "" {
+		e.ToAllow = []string{"--model NAME: the question names no model"}
+	}
+	return s.tell(answer{e, slices.Concat(facts.Dropped, facts.UnknownKeys)}, q.asJSON)
 }
 
 // answer is an explanation, with the fields of the body that do not reach vLLM.
@@ -129,7 +138,7 @@ func meant(method, path string) []string {
 	return slices.Compact(ways)
 }
 
-func readBody(name string, in io.Reader, op *vllm.Operation, table *vllm.Table) (*inspect.Doc, verdict.Verdict) {
+func readBody(name string, in io.Reader, op *vllm.Operation, table *vllm.Table) (*inspect.Doc, verdict.Verdict, error) {
 	var b []byte
 	var err error
 	if name == "-" {
@@ -138,9 +147,10 @@ func readBody(name string, in io.Reader, op *vllm.Operation, table *vllm.Table) 
 		b, err = os.ReadFile(name)
 	}
 	if err != nil {
-		return nil, verdict.Refuse(verdict.BadBody, fmt.Errorf("reading the body: %w", err))
+		return nil, verdict.Verdict{}, fmt.Errorf("reading the body: %w", err)
 	}
-	return inspect.Read(inspect.Request{Operation: op, Table: table, ContentType: []string{"application/json"}, Length: int64(len(b)), Body: bytes.NewReader(b)}, inspect.Default())
+	doc, v := inspect.Read(inspect.Request{Operation: op, Table: table, ContentType: []string{"application/json"}, Length: int64(len(b)), Body: bytes.NewReader(b)}, inspect.Default())
+	return doc, v, nil
 }
 
 // principal is who the question is about: a key of the store, or roles.
@@ -157,13 +167,18 @@ func (q question) principal(ctx context.Context) (identity.Principal, error) {
 		if err != nil {
 			return err
 		}
+		now, gone := time.Now(), ""
 		for _, k := range keys {
-			if k.ID == q.key || k.Name == q.key && k.Live(time.Now()) {
+			switch {
+			case k.ID != q.key && k.Name != q.key:
+			case k.ID == q.key || k.Live(now):
 				who = k.Principal()
+			default:
+				gone = ": it is " + stateWord(k, now)
 			}
 		}
 		if who.IsNobody() {
-			return fmt.Errorf("no live key is called %q\nhint: vallum keys list", q.key)
+			return fmt.Errorf("no live key is called %q%s\nhint: vallum keys list --all", q.key, gone)
 		}
 		return nil
 	})
@@ -260,11 +275,30 @@ func (s streams) explainRecord(ctx context.Context, q question) error {
 	}
 	last := records[len(records)-1]
 	if q.asJSON {
-		return s.printJSON(records)
+		if err := s.printJSON(records); err != nil {
+			return err
+		}
+	} else if err := s.tellRecord(ctx, q, last); err != nil {
+		return err
 	}
+	if last.Reason != "" {
+		return errNo
+	}
+	return nil
+}
+
+// tellRecord prints what became of a request and, where a rule refused it, what the rules of now say to it.
+func (s streams) tellRecord(ctx context.Context, q question, last audit.Record) error {
 	fmt.Fprintf(s.out, "%s at %s by key %s (%s) from %s\n", last.Operation, last.Time.UTC().Format(time.RFC3339), last.Principal, last.KeyID, last.Remote)
 	if last.Reason == "" {
-		fmt.Fprintf(s.out, "allowed by the role %s on model %s; it ended: %s\n", last.Rule, last.Model, last.Ended)
+		model, end := "", "no end is recorded: it runs, or the gateway was killed"
+		if last.Model != "" {
+			model = " on model " + last.Model
+		}
+		if last.Ended != "" {
+			end = "it ended: " + last.Ended
+		}
+		fmt.Fprintf(s.out, "allowed by the role %s%s; %s\n", last.Rule, model, end)
 		return nil
 	}
 	reason, _ := verdict.ReasonOf(last.Reason)

@@ -1,10 +1,10 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -34,6 +34,10 @@ func stateFlag(c *cobra.Command, dir *string) {
 			return nil
 		}
 		conf, err := readConfig(file, nil)
+		var problems *config.Problems
+		if errors.As(err, &problems) { // which are another command's business: a key must be revocable meanwhile
+			return fmt.Errorf("%s, so it does not say where the state directory is\nhint: --state DIR names it; vallum check --config %s says what is wrong", problems.Error(), file)
+		}
 		if err != nil {
 			return err
 		}
@@ -52,9 +56,9 @@ func stateOrDefault(dir string) (string, error) {
 func newKeys(s streams) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "keys",
-		Short: "Makes, lists, revokes, rotates and imports API keys, also while the gateway runs",
-		Long: "Keys live in the state directory's store, as hashes. A running gateway sees a change within a second,\n" +
-			"and a revoked key's running streams end.",
+		Short: "Makes, lists, revokes, rotates and imports API keys",
+		Long: "Keys live in the state directory's store, as hashes. All of this works while the gateway runs: it sees a change within\n" +
+			"a second, and a revoked key's running streams end.",
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(newKeysCreate(s), newKeysList(s), newKeysRevoke(s), newKeysRotate(s), newKeysImport(s))
@@ -95,6 +99,17 @@ func withStore(ctx context.Context, dir string, use func(*store.Store) error) er
 	return errors.Join(use(st), st.Close())
 }
 
+// noteNew says when a state directory is about to be made: where it was mistyped, the key would open nothing.
+func (s streams) noteNew(dir string) {
+	dir, err := stateOrDefault(dir)
+	if err != nil {
+		return
+	}
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		fmt.Fprintf(s.err, "vallum: the state directory %s is new: a gateway with another one does not know its keys\n", dir)
+	}
+}
+
 // wanted are the flags that say what a key is to be.
 type wanted struct {
 	name, tenant, expires, note string
@@ -120,6 +135,9 @@ func (w *wanted) key(c *cobra.Command, now time.Time) (store.NewKey, error) {
 			return k, usagef("--expires: %w", err)
 		}
 		k.Expires = now.Add(d)
+	}
+	if err := k.Check(now); err != nil {
+		return k, usageError{err}
 	}
 	return k, nil
 }
@@ -157,6 +175,7 @@ func newKeysCreate(s streams) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			s.noteNew(dir)
 			s.warnRoles(dir, want.Roles)
 			return withStore(c.Context(), dir, func(st *store.Store) error {
 				secret, key, err := st.CreateKey(c.Context(), want, now)
@@ -173,8 +192,16 @@ func newKeysCreate(s streams) *cobra.Command {
 	return c
 }
 
-// printKey prints the secret alone on stdout, so that a script can take it, and the rest on stderr.
+// printKey prints a new key. When that fails nobody has it, and it says how to get another in its place.
 func (s streams) printKey(secret string, key store.Key, asJSON bool) error {
+	if err := s.writeKey(secret, key, asJSON); err != nil {
+		return fmt.Errorf("key %s (%s) is made, and could not be printed: %w\nhint: vallum keys rotate %s makes another in its place", key.Name, key.ID, err, key.Name)
+	}
+	return nil
+}
+
+// writeKey writes the secret alone on stdout, so that a script can take it, and the rest on stderr.
+func (s streams) writeKey(secret string, key store.Key, asJSON bool) error {
 	if asJSON {
 		return s.printJSON(struct {
 			Secret string `json:"key"`
@@ -233,22 +260,26 @@ func (s streams) tableOfKeys(keys []store.Key, now time.Time) error {
 	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ID\tNAME\tTENANT\tROLES\tSTATE\tLAST USED")
 	for _, k := range keys {
-		state := "live"
-		switch {
-		case !k.Revoked.IsZero():
-			state = "revoked " + k.Revoked.UTC().Format(time.DateOnly)
-		case !k.Live(now):
-			state = "expired " + k.Expires.UTC().Format(time.DateOnly)
-		case !k.Expires.IsZero():
-			state = "until " + k.Expires.UTC().Format(time.DateOnly)
-		}
 		used := "never"
 		if !k.LastUsed.IsZero() {
 			used = k.LastUsed.UTC().Format("2006-01-02 15:04")
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", k.ID, k.Name, k.Tenant, strings.Join(k.Roles, ","), state, used)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", k.ID, k.Name, k.Tenant, strings.Join(k.Roles, ","), stateWord(k, now), used)
 	}
 	return w.Flush()
+}
+
+// stateWord is whether a key opens anything, in a word and a day.
+func stateWord(k store.Key, now time.Time) string {
+	switch {
+	case !k.Revoked.IsZero():
+		return "revoked " + k.Revoked.UTC().Format(time.DateOnly)
+	case !k.Live(now):
+		return "expired " + k.Expires.UTC().Format(time.DateOnly)
+	case !k.Expires.IsZero():
+		return "until " + k.Expires.UTC().Format(time.DateOnly)
+	}
+	return "live"
 }
 
 func newKeysRevoke(s streams) *cobra.Command {
@@ -324,7 +355,7 @@ func newKeysImport(s streams) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:     "import --name NAME --role ROLE < FILE",
-		Short:   "Takes an existing key (sk-…) from standard input; only its hash is kept",
+		Short:   "Takes a key (sk-…) from standard input; only its hash is kept",
 		Example: "  vallum keys import --name old-app --role inference < old-key.txt",
 		RunE: func(c *cobra.Command, _ []string) error {
 			now := time.Now()
@@ -332,11 +363,16 @@ func newKeysImport(s streams) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			line, err := bufio.NewReader(s.in).ReadString('\n')
-			value := strings.TrimSpace(line)
-			if value == "" {
-				return usagef("standard input holds no key: give it on one line (%v)", err)
+			b, err := io.ReadAll(io.LimitReader(s.in, 64<<10))
+			if err != nil {
+				return fmt.Errorf("reading the key: %w", err)
 			}
+			values := strings.Fields(string(b))
+			if len(values) != 1 {
+				return usagef("standard input holds %d keys: give one, for a name is one key's\nhint: %s --name NAME --role ROLE < FILE", len(values), c.CommandPath())
+			}
+			value := values[0]
+			s.noteNew(dir)
 			s.warnRoles(dir, want.Roles)
 			return withStore(c.Context(), dir, func(st *store.Store) error {
 				key, err := st.ImportKey(c.Context(), value, want, now)

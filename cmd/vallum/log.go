@@ -14,6 +14,7 @@ import (
 
 	"github.com/vallum/vallum/internal/audit"
 	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/verdict"
 )
 
 func newLog(s streams) *cobra.Command {
@@ -31,7 +32,7 @@ func newLogVerify(s streams) *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
 		Use:   "verify [DIR]",
-		Short: "Says how far the chain holds and is signed, or the first line where it does not",
+		Short: "Says how far the records hold, or the first that does not",
 		Long: "DIR is the audit folder of a state directory, or a copy of it; by default that of --state. The public key is\n" +
 			"DIR/log.pub unless --key names another: keep one elsewhere, for who can write DIR can write that file too.\n" +
 			"--checkpoint names a signed checkpoint that somebody else kept: a log that was cut shorter than it is found out.",
@@ -41,6 +42,9 @@ func newLogVerify(s streams) *cobra.Command {
 			records, err := recordsDir(dir, args)
 			if err != nil {
 				return err
+			}
+			if _, err := os.Stat(records); err != nil {
+				return fmt.Errorf("there are no records: %w\nhint: vallum log verify STATE/audit, or --state STATE", err)
 			}
 			pub, err := publicKey(records, key)
 			if err != nil {
@@ -54,6 +58,9 @@ func newLogVerify(s streams) *cobra.Command {
 				held = lastNote(held)
 			}
 			report, err := audit.Verify(records, pub, held)
+			if err != nil && held != nil {
+				return fmt.Errorf("%w (the checkpoint is %s)", err, checkpoint)
+			}
 			if err != nil {
 				return err
 			}
@@ -161,7 +168,13 @@ func newLogShow(s streams) *cobra.Command {
 			keep := func(r audit.Record) bool {
 				return (key == "" || r.KeyID == key || r.Principal == key) && (reason == "" || r.Reason == reason)
 			}
-			return s.showRecords(records, from, keep, asJSON)
+			if err := s.showRecords(records, from, keep, asJSON); err != nil {
+				return err
+			}
+			if _, known := verdict.ReasonOf(reason); reason != "" && !known {
+				s.hint("there is no reason %q: docs/reasons.md has them all", reason)
+			}
+			return nil
 		},
 	}
 	stateFlag(c, &dir)
@@ -205,18 +218,19 @@ func (s streams) showRecords(dir string, from time.Time, keep func(audit.Record)
 	return errors.Join(append(wrong, w.Flush())...)
 }
 
-// recordCells is one record in a line: the id stands last, so that what matters fits a terminal.
+// recordCells is one record in a line: the id stands last, so that what matters fits a terminal. What is no request has
+// its words where a request has its operation.
 func recordCells(r audit.Record) []string {
-	answer, tokens, took := string(r.Event), "", ""
+	answer, what, tokens, took := string(r.Event), r.Operation, "", ""
 	switch {
 	case r.Event == audit.Counted:
-		answer = fmt.Sprintf("%d × %s from %s", r.Count, r.Reason, r.Remote)
+		answer, what = fmt.Sprintf("%d × %s", r.Count, r.Reason), "from "+r.Remote
 	case r.Reason != "":
 		answer = fmt.Sprintf("%d %s", r.Status, r.Reason)
 	case r.Event == audit.Ended:
 		answer = fmt.Sprintf("%d %s", r.Status, r.Ended)
-	case r.Detail != "":
-		answer += ": " + r.Detail
+	case what == "":
+		what = r.Detail
 	}
 	if r.PromptTokens+r.CompletionTokens > 0 {
 		tokens = fmt.Sprintf("%d+%d", r.PromptTokens, r.CompletionTokens)
@@ -224,7 +238,7 @@ func recordCells(r audit.Record) []string {
 	if r.Event == audit.Ended {
 		took = tookWords(r.DurationMillis)
 	}
-	return []string{r.Time.UTC().Format("01-02 15:04:05"), answer, r.Principal, r.Operation, r.Model, tokens, took, r.ID}
+	return []string{r.Time.UTC().Format("01-02 15:04:05"), answer, r.Principal, what, r.Model, tokens, took, r.ID}
 }
 
 // tookWords is a duration in the unit that leaves few digits.

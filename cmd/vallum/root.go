@@ -98,11 +98,17 @@ func newRoot(s streams) *cobra.Command {
 		return usagef("%w\nhint: %s --help", err, c.CommandPath())
 	})
 	root.AddCommand(newServe(s), newCheck(s), newKeys(s), newExplain(s), newLog(s), newDemo(s), newIsolate(s), newVersion(s))
+	fitHelp(root)
+	root.SetHelpCommand(newHelp())
+	root.InitDefaultCompletionCmd()
+	if c, _, err := root.Find([]string{"completion"}); err == nil {
+		c.Short, c.RunE = "Prints the completions of a shell, to be read by it", func(c *cobra.Command, _ []string) error { return c.Help() }
+	}
 	wrapArgs(root)
 	return root
 }
 
-// wrapArgs makes mistakes in arguments end with exit code 2, in every command.
+// wrapArgs makes mistakes in arguments end with exit code 2, in every command, and says what would be right.
 func wrapArgs(c *cobra.Command) {
 	check := c.Args
 	if check == nil {
@@ -110,13 +116,18 @@ func wrapArgs(c *cobra.Command) {
 	}
 	c.Args = func(c *cobra.Command, args []string) error {
 		err := check(c, args)
-		if err == nil {
+		switch {
+		case err == nil:
 			return nil
+		case len(args) == 0:
+			return usagef("an argument is missing\nhint: %s", c.UseLine())
+		case !c.HasSubCommands():
+			return usagef("%s does not take %q\nhint: %s", c.CommandPath(), args[len(args)-1], c.UseLine())
 		}
-		if like := c.SuggestionsFor(args[len(args)-1]); len(args) == 1 && len(like) > 0 {
-			return usagef("%w\nhint: did you mean %s?", err, strings.Join(like, " or "))
+		if like := c.SuggestionsFor(args[0]); len(like) > 0 {
+			return usagef("there is no command %q\nhint: did you mean %s?", c.CommandPath()+" "+args[0], strings.Join(like, " or "))
 		}
-		return usagef("%w\nhint: %s --help", err, c.CommandPath())
+		return usagef("there is no command %q\nhint: %s --help", c.CommandPath()+" "+args[0], c.CommandPath())
 	}
 	for _, sub := range c.Commands() {
 		wrapArgs(sub)

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,9 +33,10 @@ func TestMain(m *testing.M) {
 // itself, which runs as a process of its own, they have
 //
 //	vllm [-key K] [-models a,b] [-name ENV]   starts a fake vLLM, its URL in $VLLM or $ENV; -down gives the URL of none
-//	serve ARGS...                             vallum serve in the background, on free ports: $GATE, $PROBES; its screen
+//	serve ARGS...                             vallum serve in the background, on free ports: $GATE, $PROBES, their
+//	                                          addresses in $GATE_ADDRESS and $PROBES_ADDRESS; its screen
 //	                                          in the file screen, all that the Nth writes in serveN.err; `serve -stop` ends
-//	                                          the newest
+//	                                          the newest, `serve -hangup` takes its terminal away and says what it did
 //	http METHOD URL [-H 'Name: value'] [-d BODY] [-i NAME,...] [-until STATUS]
 //	                                          prints the status, the chosen headers and the body; -until asks again, for
 //	                                          at most 5 s, until the answer has the status
@@ -103,7 +105,11 @@ func (g *scriptGateway) stop() int {
 
 func scriptServe(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 1 && args[0] == "-stop" {
-		stopServing(ts)
+		fmt.Fprintf(ts.Stdout(), "exit code %d\n", newestGateway(ts).stop())
+		return
+	}
+	if len(args) == 1 && args[0] == "-hangup" {
+		hangUp(ts)
 		return
 	}
 	for _, flag := range []string{"--listen", "--probes"} {
@@ -129,9 +135,11 @@ func scriptServe(ts *testscript.TestScript, neg bool, args []string) {
 	for {
 		if url := listeningOn.FindStringSubmatch(ts.ReadFile(g.out)); url != nil {
 			ts.Setenv("GATE", url[1])
+			ts.Setenv("GATE_ADDRESS", strings.TrimPrefix(url[1], "http://"))
 			screen := ts.ReadFile(g.err)
 			if probes := probesOn.FindStringSubmatch(screen); probes != nil {
 				ts.Setenv("PROBES", probes[1])
+				ts.Setenv("PROBES_ADDRESS", strings.TrimPrefix(probes[1], "http://"))
 			}
 			ts.Check(os.WriteFile(ts.MkAbs("screen"), []byte(screen), 0o600))
 			return
@@ -176,14 +184,38 @@ var (
 	probesOn    = regexp.MustCompile(`(?m)^ +probes +(http\S+)`)
 )
 
-// stopServing ends the newest gateway as SIGTERM does.
-func stopServing(ts *testscript.TestScript) {
+func newestGateway(ts *testscript.TestScript) *scriptGateway {
 	serves := ts.Value("serves").(*[]*scriptGateway)
 	if len(*serves) == 0 {
 		ts.Fatalf("nothing is served")
 	}
-	g := (*serves)[len(*serves)-1]
-	fmt.Fprintf(ts.Stdout(), "exit code %d\n", g.stop())
+	return (*serves)[len(*serves)-1]
+}
+
+// hangUp does to the newest gateway what its terminal does when it goes away, and prints what becomes of it.
+func hangUp(ts *testscript.TestScript) {
+	g := newestGateway(ts)
+	reloads := func() int { return strings.Count(ts.ReadFile(g.err), "was reloaded") }
+	before := reloads()
+	ts.Check(g.process.Signal(syscall.SIGHUP))
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	timeout := time.After(10 * time.Second)
+	for {
+		select {
+		case code := <-g.code:
+			g.code <- code
+			fmt.Fprintf(ts.Stdout(), "exit code %d\n", code)
+			return
+		case <-tick.C:
+			if reloads() > before {
+				fmt.Fprintln(ts.Stdout(), "reloaded")
+				return
+			}
+		case <-timeout:
+			ts.Fatalf("nothing came of it:\n%s", ts.ReadFile(g.err))
+		}
+	}
 }
 
 // scriptRequest is what `http` was asked for.
@@ -318,6 +350,9 @@ func scriptExits(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	if got != want {
 		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+	if strings.Contains(ts.ReadFile("stderr"), "\ngoroutine ") { // a panic ends with 2, as a mistake of the caller does
+		ts.Fatalf("it panicked")
 	}
 }
 

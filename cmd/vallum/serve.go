@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -31,9 +32,11 @@ func newServe(s streams) *cobra.Command {
 		Use:   "serve --upstream URL | --config FILE",
 		Short: "Guards vLLM servers: the gateway",
 		Long: "Without a configuration it is safe as it stands: it listens on 127.0.0.1:8080, makes a first key, finds the\n" +
-			"upstream's models, grants inference on them and nothing else.",
+			"upstream's models, grants inference on them and nothing else.\n\n" +
+			"Ctrl-C and SIGTERM let running requests end first; a second one does not. SIGHUP reloads --config; without a file it\n" +
+			"ends the gateway, so that it does not outlive its terminal (nohup does).",
 		Example: "  vallum serve --upstream http://127.0.0.1:8000\n" +
-			"  vallum serve --upstream unix:/run/vllm.sock --upstream-key-file /run/secrets/vllm\n" +
+			"  vallum serve --upstream unix:/run/vllm.sock --upstream-key-file vllm-key\n" +
 			"  vallum serve --config vallum.yaml",
 		RunE: func(c *cobra.Command, _ []string) error {
 			load, err := f.loader(s.in)
@@ -44,10 +47,12 @@ func newServe(s streams) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			err = daemon.Run(c.Context(), daemon.Options{
-				Load: load, File: f.config, State: f.state, Out: s.out, Screen: s.err, Terminal: isTerminal(s.err), Log: log,
+			ctx, stop := f.lifetime(c.Context())
+			defer stop()
+			err = daemon.Run(ctx, daemon.Options{
+				Load: load, File: f.file(), State: f.state, Out: s.out, Screen: s.err, Terminal: isTerminal(s.err), Log: log,
 			})
-			if errors.Is(err, syscall.EADDRINUSE) {
+			if errors.Is(err, syscall.EADDRINUSE) && !strings.Contains(err.Error(), "--probes") { // which it names itself
 				return fmt.Errorf("%w\nhint: --listen 127.0.0.1:0 takes a free port, and prints it", err)
 			}
 			return err
@@ -72,12 +77,30 @@ func newServe(s streams) *cobra.Command {
 	return c
 }
 
+// file is the configuration file that can be read again; "" when there is none.
+func (f serveFlags) file() string {
+	if f.config == "-" {
+		return ""
+	}
+	return f.config
+}
+
+// lifetime ends also with the terminal, or the session, that the gateway was started in. Not where there is a file: then
+// SIGHUP is how an operator asks for a reload.
+func (f serveFlags) lifetime(ctx context.Context) (context.Context, context.CancelFunc) {
+	if f.file() != "" {
+		return ctx, func() {}
+	}
+	return untilHangup(ctx)
+}
+
 // loader gives the function that reads the configuration, now and at each reload.
 func (f serveFlags) loader(in io.Reader) (func() (*config.Config, error), error) {
 	switch {
 	case f.config == "" && f.upstream == "":
 		return nil, usagef("which vLLM should be guarded?\nhint: vallum serve --upstream http://127.0.0.1:8000, or --config vallum.yaml; vallum demo needs none")
-	case f.config != "" && (f.upstream != "" || f.upstreamKey != "" || f.upstreamCA != "" || f.upstreamCert != "" || f.tlsCert != "" || len(f.behind) > 0 || f.insecure):
+	case f.config != "" && (f.upstream != "" || f.upstreamKey != "" || f.upstreamCA != "" || f.upstreamCert != "" || f.upstreamCertKey != "" ||
+		f.tlsCert != "" || f.tlsKey != "" || len(f.behind) > 0 || f.insecure):
 		return nil, usagef("--config names the upstreams and how to listen: leave the other flags out, but for --listen, --probes, --admin and --state")
 	}
 	if f.config == "" {
@@ -140,8 +163,16 @@ func flagProblems(p *config.Problems) error {
 	for _, one := range p.List {
 		flag := one.Path
 		switch {
+		case one.What == config.SecretInFile:
+			flag, one.What, one.Right = "--upstream", "a secret on a command line can be read by every user of the machine", "--upstream-key-file FILE"
 		case strings.HasPrefix(flag, "upstreams[0].url"):
 			flag = "--upstream"
+		case strings.HasPrefix(flag, "upstreams[0].ca"):
+			flag = "--upstream-ca"
+		case strings.HasPrefix(flag, "upstreams[0]"):
+			flag, one.Right = "--upstream-certificate, --upstream-certificate-key", strings.NewReplacer("certificate: PATH", "--upstream-certificate FILE", "certificate_key: PATH", "--upstream-certificate-key FILE").Replace(one.Right)
+		case flag == "probes" || flag == "admin":
+			flag = "--" + flag
 		case strings.HasPrefix(flag, "listen[0].terminated_by"):
 			flag = "--behind"
 		case strings.HasPrefix(flag, "listen[0].tls"):
