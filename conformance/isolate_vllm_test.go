@@ -90,7 +90,6 @@ func (d *duel) attack(p *report.Proof) (f fallen) {
 	s := &spread{lab: l}
 	for rank, name := range []string{"a", "b"} {
 		s.tasks = append(s.tasks, serve(p, d.t, l.Node(name), nodes.VLLM{Args: d.bare(l.Node("a").Under, rank)}))
-		p.Cleanup(s.tasks[rank].Stop)
 	}
 	s.waitServing(p)
 	targets := s.targets(p, false)

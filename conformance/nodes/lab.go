@@ -60,6 +60,7 @@ type Node struct {
 	Dir    string     // logs; its state folder is Dir/state
 	key    string     // WireGuard's public key
 	vallum string
+	cache  string // what vLLM found out about the model, which takes it 15 s: beside the lab, for the next one
 }
 
 // ErrNotRoot says that namespaces cannot be made.
@@ -114,7 +115,7 @@ func (l *Lab) makeMachines(members, outsiders []string) error {
 		return fmt.Errorf("making the switch: %w", err)
 	}
 	for i, name := range names {
-		n := &Node{Name: name, Dir: filepath.Join(l.Dir, name), vallum: l.Vallum, Under: netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})}
+		n := &Node{Name: name, Dir: filepath.Join(l.Dir, name), vallum: l.Vallum, cache: filepath.Join(filepath.Dir(l.Dir), "vllm-cache"), Under: netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})}
 		if i < len(members) {
 			n.Over = netip.AddrFrom4([4]byte{10, 99, 0, byte(i + 1)})
 		}

@@ -66,7 +66,7 @@ func (n *Node) Serve(ctx context.Context, name string, v VLLM) (*Task, error) {
 	}
 	c.Env = append(c.Env,
 		"VLLM_CPU_KVCACHE_SPACE=1", "VLLM_CPU_OMP_THREADS_BIND=nobind", "OMP_NUM_THREADS=1", "PYTHONUNBUFFERED=1",
-		"HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1", "VLLM_CACHE_ROOT="+filepath.Join(n.Dir, "cache"),
+		"HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1", "VLLM_CACHE_ROOT="+n.cache,
 		// The machine's own memory file system: short enough for the names of UNIX sockets, and gone with the machine.
 		"TMPDIR=/dev/shm", "VLLM_RPC_BASE_PATH=/dev/shm",
 	)
