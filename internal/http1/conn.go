@@ -140,6 +140,7 @@ func (c *conn) next() bool {
 	if c.body.left && !w.close {
 		c.until(time.Now().Add(linger), 0)
 		_, _ = io.CopyN(io.Discard, &c.body, maxDiscard)
+		c.watch.stop() // the end of a body starts it, and nothing runs that a client could leave
 	}
 	if w.close || c.body.left || c.server.closing.Load() {
 		if c.body.left || c.br.Buffered() > 0 || len(c.watch.early) > 0 {

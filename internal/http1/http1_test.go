@@ -271,6 +271,29 @@ func TestBodiesThatNobodyRead(t *testing.T) {
 	}
 }
 
+// Throwing a body away must leave nobody who reads: a byte of a later request would be lost, and POST be OST.
+func TestAfterABodyThatNobodyReadTheNextRequestsAreWhole(t *testing.T) {
+	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Method", r.Method)
+		w.Header().Set("Content-Length", "0")
+		w.WriteHeader(403)
+	})
+	for _, body := range []string{"Content-Length: 5\r\n\r\nabcde", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"} {
+		c := s.dial()
+		for i, method := range []string{"POST", "GET", "POST", "GET", "POST"} {
+			rest := body
+			if method == "GET" {
+				rest = "\r\n"
+			}
+			resp, err := http.ReadResponse(c.send(method+" / HTTP/1.1\r\nHost: h\r\n"+rest).br, nil)
+			if err != nil || resp.StatusCode != 403 || resp.Header.Get("X-Method") != method {
+				t.Fatalf("request %d: %+v, %v", i, resp, err)
+			}
+			<-time.After(2 * patience) // as long as a client may think: a watch that was left behind reads by then
+		}
+	}
+}
+
 func TestContinueIsSaidOnceTheBodyIsRead(t *testing.T) {
 	read := make(chan bool)
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
