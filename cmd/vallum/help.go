@@ -2,9 +2,10 @@ package main
 
 import (
 	"strings"
-	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vallum/vallum/internal/daemon"
 )
 
 // screenColumns is the width that everything for people is made for: a terminal that nobody has widened.
@@ -35,7 +36,7 @@ func fitHelp(c *cobra.Command) {
 	var parts []string
 	for part := range strings.SplitSeq(c.Long, "\n\n") {
 		if !strings.HasPrefix(part, "  ") { // set in columns
-			part = wrapWords(part, "", screenColumns)
+			part = daemon.Wrap(part, "", 0, screenColumns)
 		}
 		parts = append(parts, part)
 	}
@@ -43,26 +44,4 @@ func fitHelp(c *cobra.Command) {
 	for _, sub := range c.Commands() {
 		fitHelp(sub)
 	}
-}
-
-// wrapWords breaks a text between words into lines of at most that many columns, where its words allow it. Lines after
-// the first begin with the indent.
-func wrapWords(text, indent string, columns int) string {
-	var b strings.Builder
-	at := 0
-	for i, word := range strings.Fields(text) {
-		n := utf8.RuneCountInString(word)
-		switch {
-		case i == 0:
-		case at+1+n > columns:
-			b.WriteString("\n" + indent)
-			at = utf8.RuneCountInString(indent)
-		default:
-			b.WriteByte(' ')
-			at++
-		}
-		b.WriteString(word)
-		at += n
-	}
-	return b.String()
 }

@@ -258,14 +258,34 @@ func (d *Daemon) Reload(ctx context.Context) error {
 	}
 	d.record(audit.Reloaded, "")
 	d.log.Info("the configuration was reloaded")
+	d.warnUnserved()
 	return nil
+}
+
+// warnUnserved says in the log what the first screen says of models that nobody serves.
+func (d *Daemon) warnUnserved() {
+	for _, w := range unserved(d.current.Load()) {
+		d.log.Warn("configuration", "warning", w)
+	}
 }
 
 // sameListeners refuses a change that needs a restart, instead of taking half of it.
 func (d *Daemon) sameListeners(conf *config.Config) error {
 	before := d.current.Load().conf
-	if !reflect.DeepEqual(before.Listen, conf.Listen) || before.Probes != conf.Probes || before.Admin != conf.Admin || before.State != conf.State || before.Audit != conf.Audit || before.Bodies.MaxBuffered != conf.Bodies.MaxBuffered {
-		return errors.New("listen, probes, admin, state, audit and bodies.max_buffered are changed by a restart only")
+	var changed []string
+	for _, one := range []struct {
+		name string
+		same bool
+	}{
+		{"listen", reflect.DeepEqual(before.Listen, conf.Listen)}, {"probes", before.Probes == conf.Probes}, {"admin", before.Admin == conf.Admin},
+		{"state", before.State == conf.State}, {"audit", before.Audit == conf.Audit}, {"bodies.max_buffered", before.Bodies.MaxBuffered == conf.Bodies.MaxBuffered},
+	} {
+		if !one.same {
+			changed = append(changed, one.name)
+		}
+	}
+	if len(changed) > 0 {
+		return fmt.Errorf("%s changed, which takes a restart; nothing of the file is in force", strings.Join(changed, ", "))
 	}
 	return nil
 }
@@ -361,6 +381,7 @@ func (d *Daemon) refresh() {
 			d.log.Warn("upstream", "name", st.Name, "warning", st.Warning)
 		}
 	}
+	d.warnUnserved()
 }
 
 func (d *Daemon) touch(ctx context.Context) {

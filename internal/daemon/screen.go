@@ -3,11 +3,14 @@ package daemon
 import (
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"unicode/utf8"
 
 	"github.com/vallum/vallum/internal/policy"
+	"github.com/vallum/vallum/internal/upstream"
 	"github.com/vallum/vallum/internal/vllm"
 )
 
@@ -32,57 +35,76 @@ var surfaces = []struct {
 	group vllm.Group
 	what  string
 }{
-	{vllm.Inference, "chat, responses, messages, embeddings …"},
-	{vllm.InferenceUnprefix, "score, rerank, classify, pooling"},
-	{vllm.Probing, "health, version; tokenize by its id"},
+	{vllm.Inference, "chat, embeddings, audio"},
+	{vllm.InferenceUnprefix, "score, rerank, pooling"},
+	{vllm.Probing, "health; tokenize by id"},
 	{vllm.Metrics, "vLLM's /metrics"},
 	{vllm.Control, "pause, resume, scaling"},
-	{vllm.LoRA, "loading and unloading adapters"},
+	{vllm.LoRA, "loading of adapters"},
 	{vllm.TokenizerInfo, "the chat template"},
-	{vllm.Development, "weights, RPC into workers, sleep"},
-	{vllm.Profiler, "start and stop profiling"},
+	{vllm.Development, "weights, RPC, sleep"},
+	{vllm.Profiler, "start, stop profiling"},
 	{vllm.Documentation, "docs, openapi.json"},
-	{vllm.Plugin, "scale-out routes, other servers"},
+	{vllm.Plugin, "scale-out routes"},
 }
 
-// maxScreenModels bounds the list of models: a server may have hundreds of adapters.
-const maxScreenModels = 6
+// The screen is made for a terminal that nobody has widened, and for servers that may have hundreds of adapters.
+const (
+	screenColumns   = 80
+	maxHolder       = 17 // columns of "first (15 of 16)"
+	maxScreenModels = 6
+)
 
-// writeScreen says on one screen what is open and what is not, and the line that changes it. It fits 100 columns, but
-// for long names.
+// writeScreen says on one screen what is open and what is not, and the line that changes it.
 func writeScreen(w io.Writer, s *snapshot, f screenFacts) {
 	fmt.Fprintf(w, "vallum: open to clients at %s\n\n", strings.Join(f.Clients, ", "))
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	field := func(name, text string) {
+		fmt.Fprintf(w, "  %-10s%s\n", name, Wrap(text, strings.Repeat(" ", 12), 12, screenColumns))
+	}
 	for _, st := range s.picker.set.States() {
-		fmt.Fprintf(t, "  upstream\t%s\t%s\n", st.Name, wordsOf(st.Alive, st.Version, st.Problem, len(st.Models)))
-		for i, m := range st.Models {
-			if i == maxScreenModels {
-				fmt.Fprintf(t, "  \tand %d more\t\n", len(st.Models)-i)
-				break
-			}
-			fmt.Fprintf(t, "  model\t%s\t%s\n", m.Name, contextWords(m.MaxModelLen))
-		}
+		field("upstream", st.Name+": "+wordsOf(st))
 	}
-	fmt.Fprintf(t, "  probes\t%s\t\n", orNone(strings.Join(f.Probes, ", ")))
+	field("probes", orNone(strings.Join(f.Probes, ", ")))
 	if len(f.Admin) > 0 {
-		fmt.Fprintf(t, "  admin\t%s\t\n", strings.Join(f.Admin, ", "))
+		field("admin", strings.Join(f.Admin, ", "))
 	}
-	fmt.Fprintf(t, "  state\t%s\tkeys; records in audit/\n\n", f.State)
-	_ = t.Flush()
+	fmt.Fprintf(w, "  state     %s (keys; records in audit/)\n\n", f.State)
 	for _, warning := range warnings(s) {
-		fmt.Fprintf(w, "  WARNING %s\n\n", warning)
+		fmt.Fprintf(w, "  WARNING %s\n\n", Wrap(warning, "  ", 10, screenColumns))
 	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "  SURFACE\tOPEN TO\tOPENED BY\tWHAT IT IS")
 	for _, surface := range surfaces {
 		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\n", surface.group, whoHas(s.gateway.Policy, f.Keys, surface.group), openedBy(surface.group), surface.what)
 	}
 	_ = t.Flush()
 	state := stateFlag(f.State)
-	fmt.Fprintf(w, "\n  to open by a role:  vallum keys create --name NAME --role ROLE%s\n", state)
-	fmt.Fprintln(w, "  by its id:          in vallum.yaml, in a role: operations: [tokenizer.info]")
-	fmt.Fprintln(w, "  by acknowledgement: the same, one at a time: [{id: server.info, acknowledge: server.info}]")
+	fmt.Fprintf(w, "\n  OPENED BY    HOW\n  role ROLE    vallum keys create --name NAME --role ROLE%s\n", state)
+	fmt.Fprintln(w, "  its id       in vallum.yaml, in a role: operations: [tokenizer.info]")
+	fmt.Fprintln(w, "  acknowledge  there too: [{id: server.info, acknowledge: server.info}]")
 	fmt.Fprintf(w, "\n  All else is refused. Every request is recorded: vallum log show%s\n", state)
 	f.writeFirstKey(w)
+}
+
+// Wrap breaks a text between words into lines of at most that many columns, where its words allow it. The first line
+// begins at a column of the caller's, from 0; those after it begin with the indent.
+func Wrap(text, indent string, at, columns int) string {
+	var b strings.Builder
+	for i, word := range strings.Fields(text) {
+		n := utf8.RuneCountInString(word)
+		switch {
+		case i == 0:
+		case at+1+n > columns:
+			b.WriteString("\n" + indent)
+			at = utf8.RuneCountInString(indent)
+		default:
+			b.WriteByte(' ')
+			at++
+		}
+		b.WriteString(word)
+		at += n
+	}
+	return b.String()
 }
 
 // writeFirstKey shows the key that was made, or its file, and a line that uses it.
@@ -90,15 +112,13 @@ func (f screenFacts) writeFirstKey(w io.Writer) {
 	if f.FirstKey == "" {
 		return
 	}
-	key := f.FirstKey
 	if f.Terminal {
-		fmt.Fprintf(w, "\n  first key, role inference, shown this once:\n  %s\n", f.FirstKey)
+		fmt.Fprintf(w, "\n  the first key, role inference, shown this once; and a line to try it:\n  KEY=%s\n", f.FirstKey)
 	} else {
-		fmt.Fprintf(w, "\n  the first key, role inference, is in %s\n", f.FirstKey)
-		key = "$(cat " + f.FirstKey + ")"
+		fmt.Fprintf(w, "\n  the first key, role inference, is in %s\n  KEY=$(cat %[1]s)\n", f.FirstKey)
 	}
 	if len(f.Clients) > 0 && strings.HasPrefix(f.Clients[0], "http://") {
-		fmt.Fprintf(w, "  curl %s/v1/models \\\n    -H \"Authorization: Bearer %s\"\n", f.Clients[0], key)
+		fmt.Fprintf(w, "  curl %s/v1/models -H \"Authorization: Bearer $KEY\"\n", f.Clients[0])
 	}
 }
 
@@ -131,21 +151,55 @@ func warnings(s *snapshot) []string {
 	if s.conf.Errors == "pass" {
 		list = append(list, "upstream_errors: pass: callers read vLLM's own error texts, which may hold paths and input")
 	}
+	return append(list, unserved(s)...)
+}
+
+// unserved are the models of roles and aliases that no upstream serves: a name mistyped, or a server that was started with
+// another one. Nothing is said while an upstream has not told what it serves.
+func unserved(s *snapshot) []string {
+	served := map[string]bool{}
+	for _, st := range s.picker.set.States() {
+		if !st.Alive {
+			return nil
+		}
+		for _, m := range st.Models {
+			served[m.Name] = true
+		}
+	}
+	var list []string
+	say := func(who, model string) {
+		if model != "*" && !served[model] && s.conf.Aliases[model] == "" {
+			list = append(list, fmt.Sprintf("%s: no upstream serves %q; served: %s", who, model, strings.Join(slices.Sorted(maps.Keys(served)), ", ")))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.conf.Roles)) {
+		for _, model := range s.conf.Roles[name].Models {
+			say("role "+name, model)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.conf.Aliases)) {
+		say("alias "+name, s.conf.Aliases[name])
+	}
 	return list
 }
 
-func wordsOf(alive bool, version, problem string, models int) string {
-	if !alive {
-		return "not alive: " + problem
+func wordsOf(st upstream.State) string {
+	if !st.Alive {
+		return "not alive: " + st.Problem
 	}
-	return fmt.Sprintf("alive, vLLM %s, %d model(s)", version, models)
-}
-
-func contextWords(n int64) string {
-	if n == 0 {
-		return ""
+	var models []string
+	for i, m := range st.Models {
+		if i == maxScreenModels {
+			models = append(models, fmt.Sprintf("and %d more", len(st.Models)-i))
+			break
+		}
+		name := m.Name
+		if m.MaxModelLen > 0 {
+			name += fmt.Sprintf(" (%d tokens)", m.MaxModelLen)
+		}
+		models = append(models, name)
 	}
-	return fmt.Sprintf("context of %d tokens", n)
+	return fmt.Sprintf("alive, vLLM %s, serves %s", st.Version, orNone(strings.Join(models, ", ")))
 }
 
 func orNone(s string) string {
@@ -175,17 +229,17 @@ func whoHas(p *policy.Policy, keys []holder, g vllm.Group) string {
 			granted++
 		}
 	}
-	who := strings.Join(names, ", ")
-	switch {
-	case len(names) == 0:
+	if len(names) == 0 {
 		return "nobody"
-	case len(names) > 2:
-		who = fmt.Sprintf("%d keys", len(names))
 	}
+	some := ""
 	if granted < grantable {
-		who += fmt.Sprintf(" (%d of %d)", granted, grantable)
+		some = fmt.Sprintf(" (%d of %d)", granted, grantable)
 	}
-	return who
+	if who := strings.Join(names, ", ") + some; len(who) <= maxHolder {
+		return who
+	}
+	return fmt.Sprintf("%d key(s)%s", len(names), some)
 }
 
 func grantsAny(p *policy.Policy, role string, g vllm.Group) bool {
@@ -212,7 +266,7 @@ func openedBy(g vllm.Group) string {
 	for _, op := range vllm.InGroup(g) {
 		switch op.Grant {
 		case vllm.Acknowledged:
-			return "acknowledgement"
+			return "acknowledge"
 		case vllm.ByGroup, vllm.IDOnly:
 			return "its id"
 		}
