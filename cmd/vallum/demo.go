@@ -69,7 +69,7 @@ func (s streams) demo(ctx context.Context, exit, asJSON bool) (err error) {
 		stop()
 		err = errors.Join(err, closeAll())
 	}()
-	p := demoPrinter{w: s.out, color: s.colors(), quiet: asJSON}
+	p := demoPrinter{w: s.out, color: s.colors(), narrow: s.narrow(), quiet: asJSON}
 	p.head(d)
 	result := demoResult{Direct: d.direct, Gateway: d.gate, State: d.state, Model: d.model, Keys: map[string]string{"ordinary": d.ordinary, "admin": d.admin}}
 	if result.Rows, err = d.tryAll(ctx, p.row); err != nil {

@@ -7,16 +7,34 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"golang.org/x/term"
+
 	"github.com/vallum/vallum/internal/audit"
+	"github.com/vallum/vallum/internal/verdict"
 	"github.com/vallum/vallum/internal/vllm"
 )
 
-// demoPrinter writes the demo for people, 100 columns wide. quiet leaves everything to --json.
+// demoPrinter writes the demo for people: 100 columns wide, or narrow in 80, with the usual reasons named once above the
+// table. quiet leaves everything to --json.
 type demoPrinter struct {
-	w     io.Writer
-	color bool
-	quiet bool
-	group vllm.Group
+	w      io.Writer
+	color  bool
+	narrow bool
+	quiet  bool
+	group  vllm.Group
+}
+
+// usualReasons are those that the narrow table leaves out of its cells.
+var usualReasons = map[int]string{200: "allowed", 401: verdict.NoCredential.String(), 403: verdict.NotPermitted.String()}
+
+// narrow reports whether the answer goes to a terminal in which the wide table would break.
+func (s streams) narrow() bool {
+	file, ok := s.out.(*os.File)
+	if !ok {
+		return false
+	}
+	columns, _, err := term.GetSize(int(file.Fd()))
+	return err == nil && columns < 100
 }
 
 // colors reports whether the answer may be coloured: https://no-color.org, and never into a file.
@@ -46,8 +64,14 @@ func (p *demoPrinter) printf(format string, args ...any) {
 }
 
 func (p *demoPrinter) head(d *demo) {
-	p.printf("a fake vLLM %s at %s: every route of the release, --api-key set\n", newestRelease(), d.direct)
-	p.printf("the gateway      at %s: built-in roles, nothing configured\n\n", d.gate)
+	p.printf("a fake vLLM %s at %s: every route, --api-key set\n", newestRelease(), d.direct)
+	p.printf("the gateway        at %s: built-in roles, nothing configured\n\n", d.gate)
+	if p.narrow {
+		p.printf("200 %s, 401 %s, 403 %s, or what the row says\n", usualReasons[200], usualReasons[401], usualReasons[403])
+		p.printf("%s\n", p.paint(bold, fmt.Sprintf("%-34s %-11s %-10s %-10s %s", "ROUTE", "DIRECTLY,", "VALLUM,", "KEY WITH", "KEY WITH")))
+		p.printf("%s\n", p.paint(bold, fmt.Sprintf("%-34s %-11s %-10s %-10s %s", "", "NO KEY", "NO KEY", "inference", "operator")))
+		return
+	}
 	p.printf("%s\n", p.paint(bold, fmt.Sprintf("%-34s %-11s %-17s %-17s %s", "ROUTE", "DIRECTLY,", "THROUGH VALLUM,", "ORDINARY KEY", "ADMIN KEY")))
 	p.printf("%s\n", p.paint(bold, fmt.Sprintf("%-34s %-11s %-17s %-17s %s", "", "NO KEY", "NO KEY", "role inference", "role operator")))
 }
@@ -77,8 +101,12 @@ func (p *demoPrinter) row(r demoRow) {
 	if method == "WEBSOCKET" {
 		method = "WS"
 	}
+	width := 17
+	if p.narrow {
+		width = 10
+	}
 	p.printf("%-34s %s %s %s %s\n", cut(method+" "+r.Path, 34),
-		p.directly(r.Direct, 11), p.through(r.NoKey, 17), p.through(r.Ordinary, 17), strings.TrimRight(p.through(r.Admin, 0), " "))
+		p.directly(r.Direct, 11), p.through(r.NoKey, width), p.through(r.Ordinary, width), strings.TrimRight(p.through(r.Admin, 0), " "))
 	if r.Wrong != "" {
 		p.printf("  %s\n", p.paint(red, "WRONG: "+r.Wrong))
 	}
@@ -96,6 +124,9 @@ func (p *demoPrinter) through(a demoAnswer, width int) string {
 	word, color := a.Reason, ""
 	if a.Status == 200 {
 		word, color = "allowed", green
+	}
+	if p.narrow && word == usualReasons[a.Status] {
+		return p.paint(color, fmt.Sprintf("%-*d", width, a.Status))
 	}
 	return p.paint(color, fmt.Sprintf("%-*s", width, fmt.Sprintf("%d %s", a.Status, word)))
 }
@@ -152,8 +183,10 @@ func eventCounts(count map[string]int) string {
 // toTry prints what to copy into another terminal.
 func (p *demoPrinter) toTry(d *demo) {
 	me := selfCommand()
-	p.printf("\nallowed:\n  curl -N %s/v1/chat/completions -H 'Authorization: Bearer %s' -H 'Content-Type: application/json' -d '{\"model\":\"%s\",\"stream\":true,\"messages\":[{\"role\":\"user\",\"content\":\"hello\"}]}'\n", d.gate, d.ordinary, d.model)
-	p.printf("refused:\n  curl -i %s/collective_rpc -H 'Authorization: Bearer %s' -H 'Content-Type: application/json' -d '{\"method\":\"shutdown\"}'\n", d.gate, d.ordinary)
+	const header = "-H 'Content-Type: application/json'" // and lines that a terminal can hold: only the key's is longer
+	p.printf("\nallowed:\n  curl -N %s/v1/chat/completions \\\n    %s \\\n    -H 'Authorization: Bearer %s' \\\n", d.gate, header, d.ordinary)
+	p.printf("    -d '{\"model\":\"%s\",\"stream\":true,\n         \"messages\":[{\"role\":\"user\",\"content\":\"hello\"}]}'\n", d.model)
+	p.printf("refused:\n  curl -i %s/collective_rpc \\\n    %s \\\n    -H 'Authorization: Bearer %s' \\\n    -d '{\"method\":\"shutdown\"}'\n", d.gate, header, d.ordinary)
 	p.printf("and why:\n  %s explain POST /collective_rpc --key-name ordinary --state %s\n", me, d.state)
 	p.printf("all records, and whether they hold:\n  %s log show --state %s\n  %s log verify --state %s\n", me, d.state, me, d.state)
 	p.printf("\nCtrl-C ends the demo and removes its directory.\n")

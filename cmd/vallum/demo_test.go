@@ -44,9 +44,16 @@ func TestDemoSaysWhatPassedThatShouldNot(t *testing.T) {
 	}
 }
 
-func TestDemoTableFitsAHundredColumns(t *testing.T) {
+func TestDemoTableFitsTheTerminal(t *testing.T) {
+	for _, columns := range []int{80, 100} {
+		tableFits(t, columns)
+	}
+}
+
+func tableFits(t *testing.T, columns int) {
 	var out bytes.Buffer
-	p := demoPrinter{w: &out}
+	p := demoPrinter{w: &out, narrow: columns < 100}
+	p.head(&demo{direct: "http://127.0.0.1:65535", gate: "http://127.0.0.1:65535"})
 	rows := 0
 	for _, group := range demoGroups {
 		for _, op := range vllm.InGroup(group) {
@@ -62,13 +69,24 @@ func TestDemoTableFitsAHundredColumns(t *testing.T) {
 		}
 	}
 	for line := range strings.SplitSeq(out.String(), "\n") {
-		if n := utf8.RuneCountInString(line); n > 100 {
+		if n := utf8.RuneCountInString(line); n > columns {
 			t.Errorf("%d columns: %s", n, line)
 		}
+	}
+	if p.row(unusual()); p.narrow && !strings.Contains(out.String(), "429 too_many_requests") {
+		t.Errorf("a reason that is not named above the table is lost:\n%s", out.String())
 	}
 	if rows < 80 || len(demoGroups) != len(vllm.Groups()) {
 		t.Errorf("the table has %d rows of %d groups, and the catalogue has %d groups", rows, len(demoGroups), len(vllm.Groups()))
 	}
+}
+
+// unusual is a row with a reason that the narrow table does not name above.
+func unusual() demoRow {
+	rpc, _ := vllm.ByID("rpc.collective")
+	r := goodRow(rpc)
+	r.NoKey = demoAnswer{Status: 429, Reason: "too_many_requests"}
+	return r
 }
 
 func TestDemoColoursOnlyWhenAsked(t *testing.T) {
