@@ -59,6 +59,13 @@ func (b *bench) vllm(ctx context.Context, topology string) ([]row, error) {
 		if err := take(ctx, l, path); err != nil {
 			return nil, err
 		}
+		if b.awake {
+			stop, err := awake()
+			if err != nil {
+				return nil, err
+			}
+			defer stop()
+		}
 		return measureEngine(ctx, l, topology, path)
 	})
 }

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vallum/vallum/conformance/nodes"
 )
@@ -55,6 +59,45 @@ func tunnelPIDs(list ...*nodes.Node) ([]int, error) {
 		}
 	}
 	return pids, nil
+}
+
+// awake keeps every core from halting until stop is called: a loop on each that gives way to anything else (sched(7),
+// SCHED_IDLE). To wake a halted core of a virtual machine can take longer than the network does, and the tunnel's threads
+// keep cores awake, so that on a quiet machine a step by the bare path can come out slower than one through the tunnel.
+func awake() (stop func(), err error) {
+	var loops []*exec.Cmd
+	stop = func() {
+		for _, c := range loops {
+			_ = c.Process.Kill()
+			_ = c.Wait() // it was killed: its status says nothing
+		}
+	}
+	for core := range runtime.NumCPU() {
+		c := exec.Command("sh", "-c", "read -r _; while :; do :; done")
+		in, err := c.StdinPipe()
+		if err == nil {
+			err = c.Start()
+		}
+		if err != nil {
+			stop()
+			return nil, err
+		}
+		loops = append(loops, c)
+		var set unix.CPUSet
+		set.Set(core)
+		err = errors.Join(
+			unix.SchedSetaffinity(c.Process.Pid, &set),
+			unix.SchedSetAttr(c.Process.Pid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0),
+		)
+		if err == nil {
+			_, err = in.Write([]byte("\n")) // not before it gives way
+		}
+		if err != nil {
+			stop()
+			return nil, fmt.Errorf("keeping core %d awake: %w", core, err)
+		}
+	}
+	return stop, nil
 }
 
 // cpuOf is what the processes have worked so far.

@@ -8,6 +8,7 @@
 //
 //	go -C conformance run ./isobench
 //	go -C conformance run ./isobench -only network -mtu 1500
+//	go -C conformance run ./isobench -only tp -awake
 //	go -C conformance run ./isobench -json
 package main
 
@@ -43,6 +44,7 @@ type options struct {
 	rounds int
 	json   bool
 	keep   bool
+	awake  bool
 	binary string
 }
 
@@ -61,6 +63,7 @@ func parse(args []string) (o options, err error) {
 	f.IntVar(&o.rounds, "rounds", 5, "how often each path is measured")
 	f.BoolVar(&o.json, "json", false, "print JSON instead of the table")
 	f.BoolVar(&o.keep, "keep", false, "keep the folder with the nodes' logs")
+	f.BoolVar(&o.awake, "awake", false, "keep every core from halting while vLLM is measured")
 	f.StringVar(&o.binary, "vallum", "", "a vallum binary; default: it is built")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -155,7 +158,7 @@ func (b *bench) all(ctx context.Context) (result, error) {
 		return result{}, ctx.Err()
 	}
 	r := describe(time.Since(began), busyTime()-busy)
-	r.Rows = rows
+	r.Rows, r.Awake = rows, b.awake
 	return r, nil
 }
 

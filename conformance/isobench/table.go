@@ -14,6 +14,7 @@ type result struct {
 	Go      string  `json:"go"`
 	Seconds float64 `json:"seconds"`
 	Busy    float64 `json:"busy_percent"` // of the machine's CPU time, meanwhile, by anything
+	Awake   bool    `json:"awake"`        // the cores were kept from halting while vLLM was measured
 	Rows    []row   `json:"rows"`
 }
 
