@@ -2,30 +2,18 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vallum/vallum/internal/golden"
 )
 
 // The page of the commands is made of their own help, so that it cannot say something else.
 func TestCommandsMarkdown(t *testing.T) {
-	file := filepath.Join("..", "..", "docs", "commands.md")
-	want := commandsMarkdown()
-	if *update {
-		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(got) != want {
-		t.Errorf("%s is not what the commands say; rewrite it by: go test ./cmd/vallum -run TestCommandsMarkdown -update", file)
-	}
+	golden.Check(t, filepath.Join("..", "..", "docs", "commands.md"), commandsMarkdown(), *update, "go test ./cmd/vallum -run TestCommandsMarkdown -update")
 }
 
 func commandsMarkdown() string {

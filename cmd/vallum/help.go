@@ -5,7 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vallum/vallum/internal/daemon"
+	"github.com/vallum/vallum/internal/daemon/screen"
 )
 
 // screenColumns is the width that everything for people is made for: a terminal that nobody has widened.
@@ -36,7 +36,7 @@ func fitHelp(c *cobra.Command) {
 	var parts []string
 	for part := range strings.SplitSeq(c.Long, "\n\n") {
 		if !strings.HasPrefix(part, "  ") { // set in columns
-			part = daemon.Wrap(part, "", 0, screenColumns)
+			part = screen.Wrap(part, "", 0, screenColumns)
 		}
 		parts = append(parts, part)
 	}

@@ -303,11 +303,9 @@ func (l *Log) Close() error {
 
 	errs = append(errs, l.seg.Sync(), l.checkpoint(now), l.notary.open.file.Sync())
 	close(l.notary.sinks)
-	grace := time.NewTimer(sinkGrace)
-	defer grace.Stop()
 	select {
 	case <-l.sunk:
-	case <-grace.C:
+	case <-time.After(sinkGrace):
 		errs = append(errs, errors.New("a sink for checkpoints hangs; its last ones are not out"))
 	}
 	return errors.Join(append(errs, l.closeFiles())...)

@@ -15,6 +15,7 @@ import (
 	validator "github.com/santhosh-tekuri/jsonschema/v6"
 	"go.yaml.in/yaml/v4"
 
+	"github.com/vallum/vallum/internal/golden"
 	"github.com/vallum/vallum/internal/policy"
 	"github.com/vallum/vallum/internal/vllm"
 )
@@ -30,19 +31,7 @@ func TestConfigSchema(t *testing.T) { generated(t, "vallum.schema.json", configS
 // generated compares a file of the tree with what it should hold, or writes it with -update.
 func generated(t *testing.T, name, want string) {
 	t.Helper()
-	file := filepath.Join(top, filepath.FromSlash(name))
-	if *update {
-		if err := os.WriteFile(file, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(got) != want {
-		t.Errorf("%s is not what the types say; rewrite it by: go test ./internal/config -update", name)
-	}
+	golden.Check(t, filepath.Join(top, filepath.FromSlash(name)), want, *update, "go test ./internal/config -update")
 }
 
 // --- docs/config.md -----------------------------------------------------------------------------------------------------

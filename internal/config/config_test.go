@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/vallum/vallum/internal/golden"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -84,19 +86,7 @@ func TestParseTellsEveryProblem(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 			continue
 		}
-		golden := strings.TrimSuffix(name, ".yaml") + ".txt"
-		if *update {
-			if err := os.WriteFile(golden, []byte(p.Text()), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		want, err := os.ReadFile(golden)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff(string(want), p.Text()); diff != "" {
-			t.Errorf("%s:\n%s", name, diff)
-		}
+		golden.Check(t, strings.TrimSuffix(name, ".yaml")+".txt", p.Text(), *update, "go test ./internal/config -update")
 		if strings.Contains(p.Text(), "sk-never") {
 			t.Errorf("%s: a secret is shown:\n%s", name, p.Text())
 		}

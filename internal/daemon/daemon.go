@@ -19,6 +19,7 @@ import (
 	"github.com/vallum/vallum/internal/audit"
 	"github.com/vallum/vallum/internal/authn"
 	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/daemon/screen"
 	"github.com/vallum/vallum/internal/gateway"
 	"github.com/vallum/vallum/internal/limit"
 	"github.com/vallum/vallum/internal/meter"
@@ -222,7 +223,11 @@ func (d *Daemon) announce(servers, probes []*server, first string) {
 	for _, s := range servers {
 		urls = append(urls, s.url)
 	}
-	writeScreen(d.options.Screen, d.current.Load(), screenFacts{Clients: urls, Probes: urlsOf(probes, "probes"), Admin: urlsOf(probes, "admin"), State: d.state, FirstKey: first, Terminal: d.options.Terminal, Keys: d.holders()})
+	now := d.current.Load()
+	screen.Write(d.options.Screen, screen.Facts{
+		Config: now.conf, Policy: now.gateway.Policy, Upstreams: now.picker.set.States(), Clients: urls, Probes: urlsOf(probes, "probes"), Admin: urlsOf(probes, "admin"),
+		State: d.state, StateFlag: stateFlag(d.state), FirstKey: first, Terminal: d.options.Terminal, Keys: d.holders(),
+	})
 	for _, u := range urls {
 		fmt.Fprintf(d.options.Out, "listening on %s\n", u)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/vallum/vallum/internal/audit"
 	"github.com/vallum/vallum/internal/authn"
+	"github.com/vallum/vallum/internal/daemon/screen"
 	"github.com/vallum/vallum/internal/store"
 )
 
@@ -113,19 +114,19 @@ func (d *Daemon) removeFirstKeyFile(keys []store.Key) {
 }
 
 // holders are the live keys, for the first screen.
-func (d *Daemon) holders() []holder {
+func (d *Daemon) holders() []screen.Holder {
 	keys, err := d.store.ListKeys(context.Background())
 	if err != nil {
 		return nil
 	}
-	var live []holder
+	var live []screen.Holder
 	for _, k := range keys {
 		if k.Live(time.Now()) {
-			live = append(live, holder{k.Name, k.Roles})
+			live = append(live, screen.Holder{Name: k.Name, Roles: k.Roles})
 		}
 	}
 	for _, k := range d.current.Load().fileKeys {
-		live = append(live, holder{k.Name, k.Roles})
+		live = append(live, screen.Holder{Name: k.Name, Roles: k.Roles})
 	}
 	return live
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/vallum/vallum/internal/audit"
 	"github.com/vallum/vallum/internal/authn"
 	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/daemon/screen"
 	"github.com/vallum/vallum/internal/forward"
 	"github.com/vallum/vallum/internal/gateway"
 	"github.com/vallum/vallum/internal/inspect"
@@ -264,7 +265,8 @@ func (d *Daemon) Reload(ctx context.Context) error {
 
 // warnUnserved says in the log what the first screen says of models that nobody serves.
 func (d *Daemon) warnUnserved() {
-	for _, w := range unserved(d.current.Load()) {
+	now := d.current.Load()
+	for _, w := range screen.Unserved(now.conf, now.picker.set.States()) {
 		d.log.Warn("configuration", "warning", w)
 	}
 }

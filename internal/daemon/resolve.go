@@ -29,6 +29,14 @@ func StateDir() (string, error) {
 	return filepath.Join(home, ".local", "state", "vallum"), nil
 }
 
+// stateFlag is what `vallum` has to be told when the state is not where it looks by itself.
+func stateFlag(state string) string {
+	if dir, err := StateDir(); err == nil && dir == state {
+		return ""
+	}
+	return " --state " + state
+}
+
 // upstreamKey reads vLLM's own key from where the configuration says that it is. "" means that there is none.
 func upstreamKey(u config.Upstream) (string, error) {
 	key, err := readKey(u)

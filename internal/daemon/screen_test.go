@@ -5,7 +5,6 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	"github.com/vallum/vallum/internal/daemon"
 	"github.com/vallum/vallum/internal/gatetest"
 )
 
@@ -24,26 +23,6 @@ func TestTheFirstScreenFitsATerminal(t *testing.T) {
 		}
 		if n := strings.Count(screen, "\n"); n > 36 {
 			t.Errorf("%d lines", n)
-		}
-	}
-}
-
-func TestWrapBreaksBetweenWordsOnly(t *testing.T) {
-	for _, row := range []struct {
-		text    string
-		at      int
-		columns int
-		want    string
-	}{
-		{"", 0, 10, ""},
-		{"one two three", 0, 80, "one two three"},
-		{"one two three", 0, 7, "one two\n  three"},
-		{"one two three", 5, 8, "one\n  two\n  three"},
-		{"aVeryLongPath two", 0, 5, "aVeryLongPath\n  two"},
-		{"ünü ünü", 0, 7, "ünü ünü"},
-	} {
-		if got := daemon.Wrap(row.text, "  ", row.at, row.columns); got != row.want {
-			t.Errorf("%q at %d of %d: %q, want %q", row.text, row.at, row.columns, got, row.want)
 		}
 	}
 }

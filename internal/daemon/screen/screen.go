@@ -1,4 +1,6 @@
-package daemon
+// Package screen is what a gateway says to people when it starts: what is open, to whom, and the line that changes it.
+// It refuses to leave out a warning; it only tells, and decides nothing.
+package screen
 
 import (
 	"fmt"
@@ -9,25 +11,30 @@ import (
 	"text/tabwriter"
 	"unicode/utf8"
 
+	"github.com/vallum/vallum/internal/config"
 	"github.com/vallum/vallum/internal/policy"
 	"github.com/vallum/vallum/internal/upstream"
 	"github.com/vallum/vallum/internal/vllm"
 )
 
-// holder is a live key, as the screen counts it.
-type holder struct {
-	name  string
-	roles []string
+// Holder is a live key, as the screen counts it.
+type Holder struct {
+	Name  string
+	Roles []string
 }
 
-// screenFacts is what the first screen says beside the snapshot.
-type screenFacts struct {
-	Clients, Probes []string
+// Facts are what the screen says.
+type Facts struct {
+	Config          *config.Config
+	Policy          *policy.Policy
+	Upstreams       []upstream.State
+	Clients, Probes []string // URLs
 	Admin           []string
-	State           string
+	State           string // the state directory
+	StateFlag       string // what `vallum keys` has to be told of it: " --state DIR", or "" when it looks there by itself
 	FirstKey        string // the key itself on a terminal, otherwise the path of its file; "" when none was made
 	Terminal        bool
-	Keys            []holder
+	Keys            []Holder
 }
 
 // surfaces are the security guide's groups in the order of the screen, each with what is behind it.
@@ -55,13 +62,13 @@ const (
 	maxScreenModels = 6
 )
 
-// writeScreen says on one screen what is open and what is not, and the line that changes it.
-func writeScreen(w io.Writer, s *snapshot, f screenFacts) {
+// Write says on one screen what is open and what is not, and the line that changes it.
+func Write(w io.Writer, f Facts) {
 	fmt.Fprintf(w, "vallum: open to clients at %s\n\n", strings.Join(f.Clients, ", "))
 	field := func(name, text string) {
 		fmt.Fprintf(w, "  %-10s%s\n", name, Wrap(text, strings.Repeat(" ", 12), 12, screenColumns))
 	}
-	for _, st := range s.picker.set.States() {
+	for _, st := range f.Upstreams {
 		field("upstream", st.Name+": "+wordsOf(st))
 	}
 	field("probes", orNone(strings.Join(f.Probes, ", ")))
@@ -69,20 +76,19 @@ func writeScreen(w io.Writer, s *snapshot, f screenFacts) {
 		field("admin", strings.Join(f.Admin, ", "))
 	}
 	fmt.Fprintf(w, "  state     %s (keys; records in audit/)\n\n", f.State)
-	for _, warning := range warnings(s) {
+	for _, warning := range warnings(f) {
 		fmt.Fprintf(w, "  WARNING %s\n\n", Wrap(warning, "  ", 10, screenColumns))
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "  SURFACE\tOPEN TO\tOPENED BY\tWHAT IT IS")
 	for _, surface := range surfaces {
-		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\n", surface.group, whoHas(s.gateway.Policy, f.Keys, surface.group), openedBy(surface.group), surface.what)
+		fmt.Fprintf(t, "  %s\t%s\t%s\t%s\n", surface.group, whoHas(f.Policy, f.Keys, surface.group), openedBy(surface.group), surface.what)
 	}
 	_ = t.Flush()
-	state := stateFlag(f.State)
-	fmt.Fprintf(w, "\n  OPENED BY    HOW\n  role ROLE    vallum keys create --name NAME --role ROLE%s\n", state)
+	fmt.Fprintf(w, "\n  OPENED BY    HOW\n  role ROLE    vallum keys create --name NAME --role ROLE%s\n", f.StateFlag)
 	fmt.Fprintln(w, "  its id       in vallum.yaml, in a role: operations: [tokenizer.info]")
 	fmt.Fprintln(w, "  acknowledge  there too: [{id: server.info, acknowledge: server.info}]")
-	fmt.Fprintf(w, "\n  All else is refused. Every request is recorded: vallum log show%s\n", state)
+	fmt.Fprintf(w, "\n  All else is refused. Every request is recorded: vallum log show%s\n", f.StateFlag)
 	f.writeFirstKey(w)
 }
 
@@ -108,7 +114,7 @@ func Wrap(text, indent string, at, columns int) string {
 }
 
 // writeFirstKey shows the key that was made, or its file, and a line that uses it.
-func (f screenFacts) writeFirstKey(w io.Writer) {
+func (f Facts) writeFirstKey(w io.Writer) {
 	if f.FirstKey == "" {
 		return
 	}
@@ -122,43 +128,35 @@ func (f screenFacts) writeFirstKey(w io.Writer) {
 	}
 }
 
-// stateFlag is what `vallum` has to be told when the state is not where it looks by itself.
-func stateFlag(state string) string {
-	if dir, err := StateDir(); err == nil && dir == state {
-		return ""
-	}
-	return " --state " + state
-}
-
 // warnings are what is not safe: what the upstreams showed, and what the configuration was told to allow.
-func warnings(s *snapshot) []string {
+func warnings(f Facts) []string {
 	var list []string
-	for _, st := range s.picker.set.States() {
+	for _, st := range f.Upstreams {
 		if st.Warning != "" {
 			list = append(list, "upstream "+st.Name+": "+st.Warning)
 		}
 	}
-	for _, l := range s.conf.Listen {
+	for _, l := range f.Config.Listen {
 		if l.Insecure {
 			list = append(list, "listener "+l.Address+": insecure_plain_http: keys and prompts may cross the network in clear")
 		}
 	}
-	for _, u := range s.conf.Upstreams {
+	for _, u := range f.Config.Upstreams {
 		if u.SharedCache {
 			list = append(list, "upstream "+u.Name+": insecure_shared_prefix_cache: a tenant can tell another's prompts from timing")
 		}
 	}
-	if s.conf.Errors == "pass" {
+	if f.Config.Errors == "pass" {
 		list = append(list, "upstream_errors: pass: callers read vLLM's own error texts, which may hold paths and input")
 	}
-	return append(list, unserved(s)...)
+	return append(list, Unserved(f.Config, f.Upstreams)...)
 }
 
-// unserved are the models of roles and aliases that no upstream serves: a name mistyped, or a server that was started with
+// Unserved are the models of roles and aliases that no upstream serves: a name mistyped, or a server that was started with
 // another one. Nothing is said while an upstream has not told what it serves.
-func unserved(s *snapshot) []string {
+func Unserved(conf *config.Config, states []upstream.State) []string {
 	served := map[string]bool{}
-	for _, st := range s.picker.set.States() {
+	for _, st := range states {
 		if !st.Alive {
 			return nil
 		}
@@ -168,17 +166,17 @@ func unserved(s *snapshot) []string {
 	}
 	var list []string
 	say := func(who, model string) {
-		if model != "*" && !served[model] && s.conf.Aliases[model] == "" {
+		if model != "*" && !served[model] && conf.Aliases[model] == "" {
 			list = append(list, fmt.Sprintf("%s: no upstream serves %q; served: %s", who, model, strings.Join(slices.Sorted(maps.Keys(served)), ", ")))
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.conf.Roles)) {
-		for _, model := range s.conf.Roles[name].Models {
+	for _, name := range slices.Sorted(maps.Keys(conf.Roles)) {
+		for _, model := range conf.Roles[name].Models {
 			say("role "+name, model)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.conf.Aliases)) {
-		say("alias "+name, s.conf.Aliases[name])
+	for _, name := range slices.Sorted(maps.Keys(conf.Aliases)) {
+		say("alias "+name, conf.Aliases[name])
 	}
 	return list
 }
@@ -210,11 +208,11 @@ func orNone(s string) string {
 }
 
 // whoHas names the live keys that can do anything of the group, and how many of its operations when not all.
-func whoHas(p *policy.Policy, keys []holder, g vllm.Group) string {
+func whoHas(p *policy.Policy, keys []Holder, g vllm.Group) string {
 	var names []string
 	for _, k := range keys {
-		if slices.ContainsFunc(k.roles, func(role string) bool { return grantsAny(p, role, g) }) {
-			names = append(names, k.name)
+		if slices.ContainsFunc(k.Roles, func(role string) bool { return grantsAny(p, role, g) }) {
+			names = append(names, k.Name)
 		}
 	}
 	grantable, granted := 0, 0
@@ -223,8 +221,8 @@ func whoHas(p *policy.Policy, keys []holder, g vllm.Group) string {
 			continue
 		}
 		grantable++
-		if slices.ContainsFunc(keys, func(k holder) bool {
-			return slices.ContainsFunc(k.roles, func(role string) bool { return p.Grants(role, op.ID) })
+		if slices.ContainsFunc(keys, func(k Holder) bool {
+			return slices.ContainsFunc(k.Roles, func(role string) bool { return p.Grants(role, op.ID) })
 		}) {
 			granted++
 		}
