@@ -3,6 +3,7 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -147,7 +148,8 @@ func (w *Watcher) See(b []byte) {
 func carries(payload []byte) bool { return len(payload) > 32 && payload[0] == 4 }
 
 // harmless is what crosses between members outside the tunnel and says nothing: neighbour discovery, the kernel's word
-// that nobody listens on a dead tunnel's port (it quotes ciphertext), and what the operator allowed.
+// that nobody listens on a dead tunnel's port (it quotes ciphertext), the zeros with which `up` asks what size of
+// packets the path carries, and what the operator allowed.
 func (w *Watcher) harmless(p packet) bool {
 	switch p.protocol {
 	case icmp, icmpv6:
@@ -155,12 +157,21 @@ func (w *Watcher) harmless(p packet) bool {
 			return false
 		}
 		kind := p.payload[0]
+		echo := p.protocol == icmp && (kind == 8 || kind == 0) || p.protocol == icmpv6 && (kind == 128 || kind == 129)
+		if echo {
+			return zeros(p.payload[min(8, len(p.payload)):]) // its number and checksum say nothing either
+		}
 		return kind == 3 && p.protocol == icmp || p.protocol == icmpv6 && (kind == 1 || kind >= 130 && kind <= 137 || kind == 143)
 	case tcp, udp:
+		if p.protocol == udp && w.endpoints[p.flow.To] && zeros(p.payload) {
+			return true
+		}
 		return w.allowed[p.flow.From.Port()] || w.allowed[p.flow.To.Port()]
 	}
 	return false
 }
+
+func zeros(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
 
 // Report is what was seen so far.
 func (w *Watcher) Report() Report {
