@@ -138,8 +138,8 @@ func TestRequestsOnOneConnection(t *testing.T) {
 		}
 	}
 	// several at once, a chunked one and the line that old clients send too much
-	c.send("GET /1 HTTP/1.1\r\nHost: h\r\n\r\n\r\nPOST /2 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\nGET /3 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
-	for _, want := range []string{"200 GET /1 ", "200 POST /2 ab", "200 close GET /3 "} {
+	c.send("POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n\r\nPOST /2 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\nGET /3 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+	for _, want := range []string{"200 POST /1 ", "200 POST /2 ab", "200 close GET /3 "} {
 		if got := c.answer("GET"); got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
@@ -157,6 +157,7 @@ func TestWhatIsNoRequestIsRefusedAndCounted(t *testing.T) {
 	s := serve(t, func(http.ResponseWriter, *http.Request) { called = true }, func(s *Server) { s.HeaderTimeout = 100 * time.Millisecond })
 	for what, row := range map[string]struct{ send, want string }{
 		"garbage":                  {"\x16\x03\x01 nonsense\r\n\r\n", "400"},
+		"an empty line":            {"\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", "400"},
 		"an empty Host":            {"GET / HTTP/1.1\r\nHost:\r\n\r\n", "400"},
 		"a Host that is a URL":     {"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", "400"},
 		"a name with a space":      {"GET / HTTP/1.1\r\nHost: h\r\nContent Length: 3\r\n\r\n", "400"},

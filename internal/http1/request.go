@@ -34,8 +34,10 @@ func (c *conn) readRequest() (*http.Request, error) {
 	}
 	c.until(time.Now().Add(s.HeaderTimeout), 0)
 	c.headLeft = max(0, int64(s.MaxHeaderBytes-c.br.Buffered()))
-	if b, _ := c.br.Peek(2); string(b) == "\r\n" { // RFC 9112 §2.2: one empty line before the request line is ignored
-		_, _ = c.br.Discard(2)
+	if before := c.response.req; before != nil && before.Method == http.MethodPost { // RFC 9112 §2.2: old clients end a body with a line too much
+		if b, _ := c.br.Peek(2); string(b) == "\r\n" {
+			_, _ = c.br.Discard(2)
+		}
 	}
 	req, err := http.ReadRequest(c.br)
 	if err != nil && c.readErr != nil {
