@@ -5,7 +5,10 @@ package admin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
+
+	"github.com/vallum/vallum/internal/config"
 )
 
 // State is what the daemon tells about itself.
@@ -38,12 +41,27 @@ func Handler(d Daemon) http.Handler {
 		"GET /status": func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, http.StatusOK, d.State()) },
 		"POST /reload": func(w http.ResponseWriter, r *http.Request) {
 			if err := d.Reload(r.Context()); err != nil {
-				writeJSON(w, http.StatusConflict, map[string]string{"error": err.Error()})
+				writeJSON(w, http.StatusConflict, failureOf(err))
 				return
 			}
 			writeJSON(w, http.StatusOK, map[string]string{"reloaded": "yes"})
 		},
 	})
+}
+
+// failure is why nothing was reloaded: with the problems of the file, each where it stands, when they are why.
+type failure struct {
+	Error    string           `json:"error"`
+	Problems []config.Problem `json:"problems,omitempty"`
+}
+
+func failureOf(err error) failure {
+	f := failure{Error: err.Error()}
+	var problems *config.Problems
+	if errors.As(err, &problems) {
+		f.Problems = problems.List
+	}
+	return f
 }
 
 // Probes serves /livez, /readyz and /metrics, and nothing else: it may listen where everybody can reach it, so it tells

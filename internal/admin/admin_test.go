@@ -7,6 +7,8 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"github.com/vallum/vallum/internal/config"
 )
 
 type fake struct {
@@ -50,7 +52,11 @@ func TestReloadTellsWhyNothingChanged(t *testing.T) {
 	if w := do(Handler(f), "POST", "/reload"); w.Code != 409 || !strings.Contains(w.Body.String(), "2 problem(s)") || f.reloads != 1 {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
-	f.err = nil
+	_, f.err = config.Parse("vallum.yaml", []byte("version: 1\nupstreams: [{name: a, url: \"http://127.0.0.1:1\", modles: [x]}]\n"))
+	if w := do(Handler(f), "POST", "/reload"); !strings.Contains(w.Body.String(), `"problems":[{"line":2,"column":50,"path":"upstreams[0].modles","what":"there is no such key","right":"models"}]`) {
+		t.Errorf("where it stands is not told: %s", w.Body)
+	}
+	f.reloads, f.err = 1, nil
 	if w := do(Handler(f), "POST", "/reload"); w.Code != 200 {
 		t.Errorf("%d", w.Code)
 	}
