@@ -279,8 +279,12 @@ func (d *Daemon) sameListeners(conf *config.Config) error {
 		name string
 		same bool
 	}{
-		{"listen", reflect.DeepEqual(before.Listen, conf.Listen)}, {"probes", before.Probes == conf.Probes}, {"admin", before.Admin == conf.Admin},
-		{"state", before.State == conf.State}, {"audit", before.Audit == conf.Audit}, {"bodies.max_buffered", before.Bodies.MaxBuffered == conf.Bodies.MaxBuffered},
+		{"listen", reflect.DeepEqual(before.Listen, conf.Listen)},
+		{"probes", before.Probes == conf.Probes},
+		{"admin", before.Admin == conf.Admin},
+		{"state", before.State == conf.State},
+		{"audit", before.Audit == conf.Audit},
+		{"bodies.max_buffered", before.Bodies.MaxBuffered == conf.Bodies.MaxBuffered},
 	} {
 		if !one.same {
 			changed = append(changed, one.name)
