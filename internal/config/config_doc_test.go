@@ -42,7 +42,8 @@ func configMarkdown() string {
 		"Generated from the configuration's type (`internal/config`); a test keeps the two equal: `go test ./internal/config -update`.\n\n" +
 		"`vallum check` says all that is wrong with a file, where, and what would be right; `vallum check --print` prints it with every\n" +
 		"default. Unknown keys, keys that stand twice, anchors, aliases and merge keys are refused. What is absent is closed. A first\n" +
-		"line `# yaml-language-server: $schema=PATH/vallum.schema.json` lets an editor check and complete the file.\n\n" +
+		"line `# yaml-language-server: $schema=PATH/vallum.schema.json` lets an editor check and complete the file. Relative paths begin in\n" +
+		"the directory that `vallum` is started in: name whole ones where it is started by others.\n\n" +
 		"| written as | for example |\n|---|---|\n" +
 		"| length of time | `90s`, `15m`, `24h`, `90d` |\n" +
 		"| size | `1000`, `64KiB`, `8MiB`, `2GiB` |\n" +

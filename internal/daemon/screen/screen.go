@@ -121,9 +121,12 @@ func (f Facts) writeFirstKey(w io.Writer) {
 	if f.Terminal {
 		fmt.Fprintf(w, "\n  the first key, role inference, shown this once; and a line to try it:\n  KEY=%s\n", f.FirstKey)
 	} else {
-		fmt.Fprintf(w, "\n  the first key, role inference, is in %s\n  KEY=$(cat %[1]s)\n", f.FirstKey)
+		fmt.Fprintf(w, "\n  the first key, role inference, is in %s\n", f.FirstKey)
 	}
 	if len(f.Clients) > 0 && strings.HasPrefix(f.Clients[0], "http://") {
+		if !f.Terminal {
+			fmt.Fprintf(w, "  KEY=$(cat %s)\n", f.FirstKey)
+		}
 		fmt.Fprintf(w, "  curl %s/v1/models -H \"Authorization: Bearer $KEY\"\n", f.Clients[0])
 	}
 }
