@@ -100,6 +100,7 @@ func record(p *report.Proof, l *nodes.Lab, f func()) *nodes.Recording {
 	if err != nil {
 		p.NotRun("%v", err)
 	}
+	defer r.Stop() // f may have ended the proof
 	f()
 	if err := r.Stop(); err != nil {
 		p.NotRun("%v", err)

@@ -216,4 +216,3 @@ func (s *spread) eavesdrop(p *report.Proof, from string, targets []netip.AddrPor
 	p.Logf("what %s was told: %+v", from, h)
 	return h
 }
-

@@ -383,6 +383,11 @@ func (d *duel) killed(p *report.Proof, _ *stand) {
 		if err := s.complete(text, -1, gaveUp); err == nil {
 			p.Error("a prompt was completed without a tunnel")
 		}
+		// Without the device new connections would take the default route.
+		if c, err := a.Dial("tcp", netip.AddrPortFrom(s.lab.Node("b").Over, 29501), shut); err == nil {
+			_ = c.Close()
+			p.Error("a new connection without a tunnel")
+		}
 		if resp, err := a.Client(gaveUp).Get(fmt.Sprintf("http://127.0.0.1:%d/health", nodes.APIPort)); err != nil || resp.StatusCode != http.StatusOK {
 			p.Errorf("/health without a tunnel: %v %v; docs/isolate.md says that it stays 200", resp, err)
 		} else {
