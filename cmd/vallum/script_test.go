@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -49,6 +50,10 @@ func TestMain(m *testing.M) {
 //	replace OLD NEW FILE                      replaces a text in a file
 //	waitfor FILE TEXT                         waits, for at most 5 s, until a file holds a text
 func TestScripts(t *testing.T) {
+	// A process that ignores SIGHUP, as under nohup, has children that do. One that waits for it has not.
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	t.Cleanup(func() { signal.Stop(hangup) })
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata/script",
 		UpdateScripts: *update,
