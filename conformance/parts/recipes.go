@@ -2,6 +2,7 @@ package parts
 
 import (
 	"embed"
+	"fmt"
 	"io/fs"
 	"strings"
 )
@@ -14,6 +15,9 @@ var (
 	// run with.
 	//go:embed recipes/vllm-constraints.txt
 	VLLMConstraints []byte
+	// OldestVLLMConstraints is what the oldest release needs otherwise.
+	//go:embed recipes/vllm-oldest-constraints.txt
+	OldestVLLMConstraints []byte
 	// PythonClients is the requirements file of the official Python clients.
 	//go:embed recipes/python-clients.txt
 	PythonClients []byte
@@ -34,14 +38,26 @@ var DebianPackages = []string{"nginx", "nginx-common", "wrk", "libluajit-5.1-2",
 
 // The parts, each named once.
 var (
-	UV      = New("uv", UVVersion)
-	VLLM    = New("vllm", VLLMVersion, []byte("torch "+TorchVersion+" with pip"), VLLMConstraints)
-	Models  = New("models", VLLMVersion, MakeModels)
-	Python  = New("python-clients", OpenAIPython, PythonClients)
-	Records = New("record-clients", "1", everyFile(RecordClients))
-	Node    = New("node-clients", OpenAINode, NodePackage, NodeLock)
-	Debian  = New("debian", "12", []byte(strings.Join(DebianPackages, " ")))
+	UV         = New("uv", UVVersion)
+	VLLM       = New("vllm", VLLMVersion, []byte("torch "+TorchVersion+" with pip"), VLLMConstraints)
+	OldestVLLM = New("vllm-oldest", OldestVLLMVersion, []byte("torch "+TorchVersion+" with pip"), VLLMConstraints, OldestVLLMConstraints)
+	Models     = New("models", VLLMVersion, MakeModels)
+	Python     = New("python-clients", OpenAIPython, PythonClients)
+	Records    = New("record-clients", "1", everyFile(RecordClients))
+	Node       = New("node-clients", OpenAINode, NodePackage, NodeLock)
+	Debian     = New("debian", "12", []byte(strings.Join(DebianPackages, " ")))
 )
+
+// VLLMOf is the part that holds a release of vLLM, and ErrMissing for one that
+// nothing installs.
+func VLLMOf(version string) (Part, error) {
+	for _, p := range []Part{VLLM, OldestVLLM} {
+		if p.Version == version {
+			return p, nil
+		}
+	}
+	return Part{}, fmt.Errorf("vLLM %s is no part; there are %s and %s: %w", version, VLLMVersion, OldestVLLMVersion, ErrMissing)
+}
 
 // everyFile is the names and contents of a tree, for a recipe's digest.
 func everyFile(tree fs.FS) []byte {

@@ -1,5 +1,7 @@
 package realvllm
 
+import "github.com/vallum/vallum/conformance/parts"
+
 // The configurations that the proofs run against. Each is started once.
 
 // OpenA is a generating model with every dangerous route open, its own key, on
@@ -51,4 +53,23 @@ func MediaE(key string) Config {
 // SpeechF is a Whisper by default flags, without a key.
 func SpeechF() Config {
 	return Config{Name: "F", Model: "speech", Served: "tiny-speech", Args: []string{"--max-model-len", "64"}}
+}
+
+// OldestG is A's configuration of the oldest release for which behaviour is
+// promised, on loopback TCP.
+func OldestG(key string) Config {
+	c := OpenA(key)
+	c.Name, c.Version, c.Socket = "G", parts.OldestVLLMVersion, false
+	return c
+}
+
+// PairH is two servers of one model, each under a name of its own and one that
+// both have, each with a key of its own. Development mode opens what can be
+// told to one of them only.
+func PairH(key string) (left, right Config) {
+	c := Config{Model: "generate", Also: []string{"both"}, Args: []string{"--max-model-len", "1024"}, Env: []string{"VLLM_SERVER_DEV_MODE=1"}}
+	left, right = c, c
+	left.Name, left.Served, left.Key = "H-left", "left", key+"-left"
+	right.Name, right.Served, right.Key = "H-right", "right", key+"-right"
+	return left, right
 }

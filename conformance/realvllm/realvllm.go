@@ -31,13 +31,23 @@ const (
 
 // Config is one way to start vLLM.
 type Config struct {
-	Name   string   // "A": names the folder and the log
-	Model  string   // folder of the models part: generate, embed, classify, multimodal, speech
-	Served string   // --served-model-name
-	Key    string   // VLLM_API_KEY; "" starts without a key
-	Socket bool     // listen on a UNIX socket instead of loopback TCP
-	Args   []string // further flags; {run} becomes the run folder
-	Env    []string // further NAME=value
+	Name    string   // "A": names the folder and the log
+	Version string   // of vLLM; "" is the newest that is installed, parts.VLLMVersion
+	Model   string   // folder of the models part: generate, embed, classify, multimodal, speech
+	Served  string   // --served-model-name
+	Also    []string // further names of the same model
+	Key     string   // VLLM_API_KEY; "" starts without a key
+	Socket  bool     // listen on a UNIX socket instead of loopback TCP
+	Args    []string // further flags; {run} becomes the run folder
+	Env     []string // further NAME=value
+}
+
+// Release is the version of vLLM that the configuration starts.
+func (c Config) Release() string {
+	if c.Version == "" {
+		return parts.VLLMVersion
+	}
+	return c.Version
 }
 
 // Server is a vLLM that has answered /health.
@@ -74,7 +84,11 @@ func Start(ctx context.Context, dir string, cfg Config) (*Server, error) {
 
 // launch starts the process and returns at once.
 func launch(dir string, cfg Config) (*Server, error) {
-	venv, err := parts.Dir(parts.VLLM)
+	part, err := parts.VLLMOf(cfg.Release())
+	if err != nil {
+		return nil, err
+	}
+	venv, err := parts.Dir(part)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +115,7 @@ func launch(dir string, cfg Config) (*Server, error) {
 	defer log.Close()
 
 	args := append([]string{"serve", filepath.Join(models, cfg.Model)}, where...)
-	args = append(args, "--served-model-name", cfg.Served, "--dtype", "bfloat16", "--enforce-eager")
+	args = append(append(args, "--dtype", "bfloat16", "--enforce-eager", "--served-model-name", cfg.Served), cfg.Also...)
 	for _, a := range cfg.Args {
 		args = append(args, strings.ReplaceAll(a, "{run}", run))
 	}
