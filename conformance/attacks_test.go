@@ -183,10 +183,10 @@ func routesThatAct() []attack {
 		},
 		{name: "/resume undoes an operator's pause", request: post("/resume", ""), directWorks: ok("resumed"), through: operatorMay},
 		{
-			name: "/sleep frees the model", request: post("/sleep?level=1", ""), directWorks: ok("sleeping"),
+			name: "/sleep frees the model", request: post("/sleep?level=1", ""), directWorks: ok(),
 			proofOfHarm: &probe{get("/is_sleeping"), ok("true")}, undo: []call{post("/wake_up", "")}, through: nobodyMay,
 		},
-		{name: "/wake_up", request: post("/wake_up", ""), directWorks: ok("awake"), through: nobodyMay},
+		{name: "/wake_up", request: post("/wake_up", ""), directWorks: ok(), through: nobodyMay},
 		{
 			name: "/collective_rpc calls a method in every worker", request: post("/collective_rpc", doc{"method": "check_health"}),
 			directWorks: ok("results"), through: nobodyMay,
@@ -226,7 +226,7 @@ func routesThatTell() []attack {
 		{name: "/is_paused", request: get("/is_paused"), directWorks: ok("is_paused"), through: operatorMay},
 		{name: "/metrics shows what others do", request: get("/metrics"), directWorks: ok("vllm:prompt_tokens_total"), through: monitorMay},
 		{name: "/load", request: get("/load"), directWorks: ok("server_load"), through: monitorMay},
-		{name: "/version", request: get("/version"), directWorks: ok(vllmVersion), through: monitorMay},
+		{name: "/version", request: get("/version"), directWorks: ok(`"version":"0.`), through: monitorMay},
 		{name: "/openapi.json lists every route", request: get("/openapi.json"), directWorks: ok("/collective_rpc"), through: nobodyMay},
 		{name: "/docs", request: get("/docs"), directWorks: ok("swagger"), through: nobodyMay},
 		{name: "/redoc", request: get("/redoc"), directWorks: ok("redoc"), through: nobodyMay},

@@ -34,18 +34,21 @@ type running struct {
 	stream   bool
 }
 
+// As many tokens as fit, for requests that something ends.
+const tillItEnds = 900
+
 // clientsInFlight is one long request in each dialect, streamed, and two plain ones.
-func clientsInFlight(model string) []running {
+func clientsInFlight(model string, tokens int) []running {
 	messages := []doc{{"role": "user", "content": "tell me all"}}
-	long := doc{"model": model, "messages": messages, "max_tokens": 900, "ignore_eos": true, "n": 4, "temperature": 1.0, "stream": true}
-	plain := doc{"model": model, "messages": messages, "max_tokens": 900, "ignore_eos": true, "n": 4, "temperature": 1.0}
+	long := doc{"model": model, "messages": messages, "max_tokens": tokens, "ignore_eos": true, "n": 4, "temperature": 1.0, "stream": true}
+	plain := doc{"model": model, "messages": messages, "max_tokens": tokens, "ignore_eos": true, "n": 4, "temperature": 1.0}
 	return []running{
 		{"chat", post("/v1/chat/completions", long), "[DONE]", `data: {"error"`, true},
-		{"completions", post("/v1/completions", doc{"model": model, "prompt": "hello", "max_tokens": 900, "ignore_eos": true, "n": 4, "temperature": 1.0, "stream": true}), "[DONE]", `data: {"error"`, true},
-		{"responses", post("/v1/responses", doc{"model": model, "input": "hello", "max_output_tokens": 900, "temperature": 1.0, "ignore_eos": true, "stream": true}), "response.completed", "event: error", true},
-		{"messages", post("/v1/messages", doc{"model": model, "messages": messages, "max_tokens": 900, "stream": true}), "message_stop", "event: error", true},
+		{"completions", post("/v1/completions", doc{"model": model, "prompt": "hello", "max_tokens": tokens, "ignore_eos": true, "n": 4, "temperature": 1.0, "stream": true}), "[DONE]", `data: {"error"`, true},
+		{"responses", post("/v1/responses", doc{"model": model, "input": "hello", "max_output_tokens": tokens, "temperature": 1.0, "ignore_eos": true, "stream": true}), "response.completed", "event: error", true},
+		{"messages", post("/v1/messages", doc{"model": model, "messages": messages, "max_tokens": tokens, "stream": true}), "message_stop", "event: error", true},
 		{"plain chat", post("/v1/chat/completions", plain), "", "", false},
-		{"plain messages", post("/v1/messages", doc{"model": model, "messages": messages, "max_tokens": 900}), "", "", false},
+		{"plain messages", post("/v1/messages", doc{"model": model, "messages": messages, "max_tokens": tokens}), "", "", false},
 	}
 }
 
@@ -57,6 +60,7 @@ type ending struct {
 	body   []byte
 	err    error // of the transport: a bare close is one
 	took   time.Duration
+	at     time.Time // when it ended
 }
 
 // fault runs the clients through a gateway of its own, does something to vLLM
@@ -72,7 +76,7 @@ func fault(p *report.Proof, s *stand, harm func() error) {
 	var wg sync.WaitGroup
 	begun := make(chan string, 16)
 	results := make(chan ending, 16)
-	clients := clientsInFlight(s.vllm.Served)
+	clients := clientsInFlight(s.vllm.Served, tillItEnds)
 	for _, c := range clients {
 		wg.Go(func() { results <- follow(p.Context(), g.as("anna"), c, begun) })
 	}
@@ -100,10 +104,11 @@ func fault(p *report.Proof, s *stand, harm func() error) {
 
 // follow sends a request and reads it to its end, whatever that is. It says
 // when the first event came; a plain request has begun when it is sent.
-func follow(ctx context.Context, to target, c running, begun chan<- string) ending {
+func follow(ctx context.Context, to target, c running, begun chan<- string) (e ending) {
 	ctx, cancel := context.WithTimeout(ctx, 3*endWithin)
 	defer cancel()
-	e := ending{client: c}
+	e.client = c
+	defer func() { e.at = time.Now() }()
 	if !c.stream {
 		begun <- c.name
 	}

@@ -74,7 +74,7 @@ func chosenSuites() []suite {
 	}
 	var out []suite
 	for _, s := range suites() {
-		if match.MatchString("Test" + s.config.Name) {
+		if match.MatchString("Test" + s.name()) {
 			out = append(out, s)
 		}
 	}
@@ -98,7 +98,7 @@ func expected() []report.Row {
 	}
 	for _, s := range suites() {
 		for _, p := range s.proofs {
-			rows = append(rows, report.Row{Property: p.name, Part: s.part(), Version: vllmVersion})
+			rows = append(rows, report.Row{Property: p.name, Part: s.part(), Version: s.config.Release()})
 		}
 	}
 	return rows

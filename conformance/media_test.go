@@ -189,13 +189,13 @@ func poisonByUUID(p *report.Proof, s *stand) {
 	}
 }
 
-func operationsOfMedia() []proof {
+func operationsOfMedia() []operation {
 	message := doc{"model": "tiny-vision", "max_tokens": 4, "messages": []doc{{"role": "user", "content": []doc{
 		{"type": "text", "text": "hi"},
 		{"type": "image", "source": doc{"type": "base64", "media_type": "image/png", "data": base64.StdEncoding.EncodeToString(picture(blue))}},
 	}}}}
-	return works([]operation{
+	return []operation{
 		{name: "chat about a picture in a data: URL", request: post("/v1/chat/completions", looking(at(dataURL(blue)))), good: ok(`"choices"`)},
 		{name: "a message about a picture in base64", request: post("/v1/messages", message), good: ok(`"content"`)},
-	})
+	}
 }

@@ -3,7 +3,6 @@
 package conformance
 
 import (
-	"fmt"
 	"net/http"
 	"strings"
 
@@ -166,17 +165,5 @@ func cacheOracle(c cached) func(*report.Proof, *stand) {
 // prefixHits is vLLM's count of prompt tokens found in the prefix cache.
 func (s *stand) prefixHits(p *report.Proof) float64 {
 	p.Helper()
-	var sum float64
-	got := s.direct().do(p, get("/metrics"))
-	for line := range strings.Lines(string(got.body)) {
-		if !strings.HasPrefix(line, "vllm:prefix_cache_hits_total") {
-			continue
-		}
-		var n float64
-		if _, err := fmt.Sscan(line[strings.LastIndexByte(line, ' ')+1:], &n); err != nil {
-			p.Fatalf("reading %q: %v", line, err)
-		}
-		sum += n
-	}
-	return sum
+	return sum(s.direct().do(p, get("/metrics")).body, "vllm:prefix_cache_hits_total")
 }

@@ -33,15 +33,7 @@ func (o operation) proof() proof {
 			}
 		}
 		s.needGate(p)
-		who := o.as
-		if who == "" {
-			who = "anna"
-		}
-		to, request := s.as(who), o.request
-		if o.xAPIKey {
-			request.header, to.key = map[string]string{"X-Api-Key": to.key}, ""
-		}
-		got := to.do(p, request)
+		got := o.send(p, s)
 		if err := o.good(got); err != nil {
 			p.Errorf("through Vallum: %v (reason %q)", err, got.header.Get("X-Vallum-Reason"))
 		}
@@ -55,6 +47,20 @@ func (o operation) proof() proof {
 			p.Errorf("through Vallum: a path on vLLM's disk: %s", got)
 		}
 	}}
+}
+
+// send sends it through the gateway.
+func (o operation) send(p *report.Proof, s *stand) answer {
+	p.Helper()
+	who := o.as
+	if who == "" {
+		who = "anna"
+	}
+	to, request := s.as(who), o.request
+	if o.xAPIKey {
+		request.header, to.key = map[string]string{"X-Api-Key": to.key}, ""
+	}
+	return to.do(p, request)
 }
 
 func works(operations []operation) []proof {
@@ -82,7 +88,7 @@ func stream(n int, end string) func(answer) error {
 	}
 }
 
-func operationsOfGenerate() []proof {
+func operationsOfGenerate() []operation {
 	messages := []doc{{"role": "user", "content": "hello"}}
 	completion := doc{"model": "tiny", "prompt": "hello", "max_tokens": 4}
 	streamed := func(d doc) doc {
@@ -94,7 +100,7 @@ func operationsOfGenerate() []proof {
 	}
 	answered := doc{"model": "tiny", "input": "hello", "max_output_tokens": 4}
 	message := doc{"model": "tiny", "max_tokens": 4, "messages": messages}
-	return works([]operation{
+	return []operation{
 		{name: "chat", request: post("/v1/chat/completions", chat()), good: ok(`"choices"`, `"total_tokens"`)},
 		{name: "chat, streamed", request: post("/v1/chat/completions", chat("stream", true)), good: stream(3, "[DONE]")},
 		{
@@ -129,7 +135,7 @@ func operationsOfGenerate() []proof {
 		{name: "metrics for the monitor", as: "mona", request: get("/metrics"), good: ok("vllm:")},
 		{name: "load for the monitor", as: "mona", request: get("/load"), good: ok("server_load")},
 		{name: "version for the monitor", as: "mona", request: get("/version"), good: ok("version")},
-	})
+	}
 }
 
 // both wants two judgements of one answer.
@@ -143,30 +149,30 @@ func both(a, b func(answer) error) func(answer) error {
 }
 
 // operationsOfTools need a server with a tool parser, which only A has.
-func operationsOfTools() []proof {
+func operationsOfTools() []operation {
 	parameters := doc{"type": "object", "properties": doc{"city": doc{"type": "string"}}}
 	openai := doc{"type": "function", "function": doc{"name": "weather", "description": "d", "parameters": parameters}}
 	anthropic := doc{"name": "weather", "description": "d", "input_schema": parameters}
 	messages := []doc{{"role": "user", "content": "hello"}}
-	return works([]operation{
+	return []operation{
 		{name: "chat with tools", good: ok(`"choices"`), request: post("/v1/chat/completions", chat("tools", []doc{openai}, "tool_choice", "auto"))},
 		{
 			name: "messages with tools", good: ok(`"content"`),
 			request: post("/v1/messages", doc{"model": "tiny", "max_tokens": 4, "messages": messages, "tools": []doc{anthropic}}),
 		},
-	})
+	}
 }
 
 // operationsOfOperator pause and resume the engine, which only A opens.
-func operationsOfOperator() []proof {
-	return works([]operation{
+func operationsOfOperator() []operation {
+	return []operation{
 		{name: "pause for the operator", as: "olga", request: post("/pause", ""), good: ok("paused")},
 		{name: "is_paused for the operator", as: "olga", request: get("/is_paused"), good: ok("true")},
 		{name: "resume for the operator", as: "olga", request: post("/resume", ""), good: ok("resumed")},
-	})
+	}
 }
 
-func operationsOfEmbed() []proof {
+func operationsOfEmbed() []operation {
 	embed := func(fields ...any) doc {
 		d := doc{"model": "tiny-embed", "input": "hello"}
 		for i := 0; i+1 < len(fields); i += 2 {
@@ -176,7 +182,7 @@ func operationsOfEmbed() []proof {
 	}
 	score := doc{"model": "tiny-embed", "text_1": "hello", "text_2": []string{"a", "b"}}
 	rerank := doc{"model": "tiny-embed", "query": "hello", "documents": []string{"a", "b"}}
-	return works([]operation{
+	return []operation{
 		{name: "embeddings", request: post("/v1/embeddings", embed()), good: ok(`"embedding":[`)},
 		{name: "embeddings in base64", request: post("/v1/embeddings", embed("encoding_format", "base64")), good: ok(`"embedding":"`)},
 		{name: "embeddings of token ids", request: post("/v1/embeddings", embed("input", [][]int{{70, 71}})), good: ok(`"embedding":[`)},
@@ -188,16 +194,16 @@ func operationsOfEmbed() []proof {
 		{name: "rerank without a prefix", request: post("/rerank", rerank), good: ok(`"relevance_score"`)},
 		{name: "rerank v2", request: post("/v2/rerank", rerank), good: ok(`"relevance_score"`)},
 		{name: "models", request: get("/v1/models"), good: ok(`"tiny-embed"`)},
-	})
+	}
 }
 
-func operationsOfClassify() []proof {
+func operationsOfClassify() []operation {
 	body := doc{"model": "tiny-classify", "input": []string{"hello", "world"}}
-	return works([]operation{
+	return []operation{
 		{name: "classify", request: post("/classify", body), good: ok(`"probs"`)},
 		{name: "pooling", request: post("/pooling", body), good: ok(`"data"`)},
 		{name: "models", request: get("/v1/models"), good: ok(`"tiny-classify"`)},
-	})
+	}
 }
 
 // zeroConfiguration shows that `vallum serve --upstream` alone is safe and

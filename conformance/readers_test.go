@@ -39,6 +39,8 @@ const (
 var readerProofs = []proof{
 	{"a path that is accepted reads the same in a real uvicorn", pathsReadAlike},
 	{"a form that is accepted, rebuilt, reads the same in a real Starlette", formsReadAlike},
+	{"a form's values arrive in a real Starlette and nothing else: no file name, no type, no header of a part, no unknown field", headersStayBehind},
+	{"a form that Starlette reads otherwise than a checker never arrives there", oddFormsNeverArrive},
 }
 
 // TestReaders needs no running vLLM, only the HTTP stack of its venv.
@@ -66,7 +68,7 @@ func startEcho(p *report.Proof) string {
 		p.Fatal(err)
 	}
 	var stderr bytes.Buffer
-	cmd := exec.Command(filepath.Join(dir, "venv", "bin", "python"), "readers/echo.py", port)
+	cmd := exec.Command(filepath.Join(dir, "venv", "bin", "python"), "readers/echo.py", port, vllmVersion)
 	cmd.Stderr = &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -170,11 +172,12 @@ func pathsReadAlike(p *report.Proof, _ *stand) {
 
 // formPart is a part as Starlette gives it to vLLM.
 type formPart struct {
-	Name   string
-	Value  string
-	File   *string
-	Type   string
-	SHA256 string
+	Name    string
+	Value   string
+	File    *string
+	Type    string
+	SHA256  string
+	Headers []string // of a file's part
 }
 
 // formsReadAlike makes forms, some of them malformed in the ways in which

@@ -32,7 +32,7 @@ var routesAreCatalogued = proof{"every route of the running server is in the cat
 			p.Errorf("/openapi.json has %s, which was not printed at start", r)
 		}
 	}
-	compareRecorded(p, s.vllm.Name, printed)
+	compareRecorded(p, s.config.Release()+"-"+s.name(), printed)
 	var unnamed []string
 	for _, r := range printed {
 		if _, _, found := vllm.Lookup(lookupMethod(r.Method), sample(r.Path)); !found {
@@ -40,7 +40,7 @@ var routesAreCatalogued = proof{"every route of the running server is in the cat
 		}
 	}
 	if len(unnamed) > 0 {
-		p.Errorf("vLLM %s serves what the catalogue does not name:\n\t%s", vllmVersion, strings.Join(unnamed, "\n\t"))
+		p.Errorf("vLLM %s serves what the catalogue does not name:\n\t%s", s.config.Release(), strings.Join(unnamed, "\n\t"))
 	}
 }}
 
@@ -87,7 +87,7 @@ func openapiRoutes(p *report.Proof, s *stand) []realvllm.Route {
 // a vLLM read. -update rewrites it.
 func compareRecorded(p *report.Proof, name string, printed []realvllm.Route) {
 	p.Helper()
-	file := filepath.Join("testdata", "routes", vllmVersion+"-"+name+".txt")
+	file := filepath.Join("testdata", "routes", name+".txt")
 	var now bytes.Buffer
 	for _, r := range printed {
 		now.WriteString(r.String() + "\n")

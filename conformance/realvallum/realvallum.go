@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -162,6 +163,38 @@ func (g *Gateway) Said() ([]byte, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return append(slices.Clone(g.stdout.Bytes()), stderr...), nil
+}
+
+// probesLine is the line of the first screen that names the probes' address.
+var probesLine = regexp.MustCompile(`(?m)^  probes +(http://\S+)`)
+
+// Probes is the URL of the listener of /livez, /readyz and /metrics, as the
+// gateway printed it.
+func (g *Gateway) Probes() (string, error) {
+	said, err := g.Said()
+	if err != nil {
+		return "", err
+	}
+	m := probesLine.FindSubmatch(said)
+	if m == nil {
+		return "", fmt.Errorf("the first screen names no probes; it is in %s", g.Log)
+	}
+	return string(m[1]), nil
+}
+
+// Signal sends the gateway a signal.
+func (g *Gateway) Signal(sig syscall.Signal) error { return syscall.Kill(g.PID(), sig) }
+
+// Run runs another command of the gateway's binary, with its state directory,
+// and returns what it printed.
+func (g *Gateway) Run(ctx context.Context, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, g.Binary, append(args, "--state", g.State)...).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("vallum %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out), err
 }
 
 // Key names a key to make.
