@@ -85,6 +85,7 @@ func proofsB() []proof {
 		[]proof{routesAreCatalogued},
 		attacksOnDefaults(), works(operationsOfGenerate()),
 		[]proof{zeroConfiguration, hangUpStopsTheEngine},
+		[]proof{addressIsBelieved, wrongKeysAreCounted, streamsFlush, behindByFlag},
 		[]proof{frozenWithStreams, killedWithStreams}, // ends the server
 	)
 }
