@@ -43,6 +43,18 @@ func TestTokensAreCountedInEveryDialect(t *testing.T) {
 			t.Errorf("%s: %d, recorded as %+v, want %d and %d tokens", row.body, a.Status, r, row.prompt, row.completion)
 		}
 	}
+	// A form asks in a field of its own, and so does the gateway; who did not ask sees no chunk with usage.
+	for _, asked := range []bool{false, true} {
+		parts := []part{{field("model"), "tiny"}, audioFile, {field("stream"), "true"}}
+		if asked {
+			parts = append(parts, part{field("stream_include_usage"), "true"})
+		}
+		a := g.form(parts...)
+		r := g.Record(a.ID())
+		if a.Status != 200 || r.Usage != audit.UsageCounted || r.CompletionTokens == 0 || strings.Contains(a.Body, `"usage":{`) != asked {
+			t.Errorf("a streamed transcription, usage asked for %t: %d, recorded as %+v, the caller reads %s", asked, a.Status, r, a.Body)
+		}
+	}
 	metrics := g.Probe("/metrics")
 	if !strings.Contains(metrics, `vallum_tokens_total{kind="completion",model="tiny",operation="messages.create",role="inference"} 10`) {
 		t.Errorf("the metrics do not have the tokens of messages:\n%s", regexp.MustCompile(`(?m)^vallum_tokens.*$`).FindAllString(metrics, -1))

@@ -120,7 +120,7 @@ func (w *walker) settle(shape *vllm.Shape) {
 		field := shape.Fields[name]
 		return field != nil && (field.Action == vllm.Pass || field.Action == vllm.Write)
 	}
-	f.HasSalt, f.HasOptions, f.HasStore = has("cache_salt"), has("stream_options"), has("store")
+	f.HasSalt, f.HasOptions, f.HasUsage, f.HasStore = has("cache_salt"), has("stream_options"), has("stream_include_usage"), has("store")
 	if len(w.caps) > 0 {
 		w.settleCaps()
 		return

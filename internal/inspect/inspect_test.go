@@ -231,7 +231,7 @@ func equalFacts(a, b policy.Facts) bool {
 	a.UnknownKeys, a.Dropped, b.UnknownKeys, b.Dropped = nil, nil, nil, nil
 	return keys && a.Model == b.Model && a.Stream == b.Stream && a.Usage == b.Usage && a.Continuous == b.Continuous &&
 		a.OutputCap == b.OutputCap && a.CapField == b.CapField && a.Choices == b.Choices && a.Inputs == b.Inputs &&
-		a.BodyBytes == b.BodyBytes && a.HasSalt == b.HasSalt && a.HasOptions == b.HasOptions && a.HasStore == b.HasStore
+		a.BodyBytes == b.BodyBytes && a.HasSalt == b.HasSalt && a.HasOptions == b.HasOptions && a.HasUsage == b.HasUsage && a.HasStore == b.HasStore
 }
 
 func TestWhatIsNotedIsBounded(t *testing.T) {

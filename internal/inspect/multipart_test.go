@@ -89,7 +89,7 @@ func TestFormsAreRebuilt(t *testing.T) {
 	d := mustRead(t, r)
 	defer d.Close()
 	want := policy.Facts{
-		Model: "whisper", Stream: true, Choices: 2, Inputs: 1, OutputCap: 9, CapField: "max_completion_tokens", BodyBytes: r.Length,
+		Model: "whisper", Stream: true, Choices: 2, Inputs: 1, OutputCap: 9, CapField: "max_completion_tokens", BodyBytes: r.Length, HasUsage: true,
 		UnknownKeys: []string{"/zz~0"}, Dropped: []string{"/user"},
 	}
 	if f := d.Facts(); !equalFacts(f, want) {

@@ -23,6 +23,7 @@ type Facts struct {
 	BodyBytes   int64    // the body's length: with one token per byte at most, a bound on the input's tokens
 	HasSalt     bool     // the operation's table has a cache_salt
 	HasOptions  bool     // the operation's table has stream_options
+	HasUsage    bool     // the operation's table has stream_include_usage, as a form asks
 	HasStore    bool     // the operation's table has store
 	UnknownKeys []string // JSON pointers of fields that are in no table; dropped unless the role refuses them
 	Dropped     []string // JSON pointers of fields that the catalogue drops
@@ -46,6 +47,6 @@ func (f *Facts) Endanger(field *vllm.Field, pointer string) {
 // Edit is one named change of the body. The body that goes up is the caller's bytes with these splices.
 type Edit struct {
 	Name    string // for the record: "model", "cache_salt", "store", "output_cap", "include_usage"
-	Pointer string // JSON pointer of the member to set: "/model", "/stream_options/include_usage"; one or two names
+	Pointer string // JSON pointer of the member to set: "/model", "/stream_options/include_usage", "/stream_include_usage"; one or two names
 	Value   string // the JSON literal to write
 }

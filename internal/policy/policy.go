@@ -173,8 +173,12 @@ func (g *Grant) edit(rules []*rule, f Facts) verdict.Verdict {
 	if f.HasStore {
 		g.edits = append(g.edits, Edit{Name: "store", Pointer: "/store", Value: "false"})
 	}
-	if g.stream && f.HasOptions && !f.Usage {
-		g.edits = append(g.edits, Edit{Name: "include_usage", Pointer: "/stream_options/include_usage", Value: "true"})
+	if g.stream && (f.HasOptions || f.HasUsage) && !f.Usage {
+		at := "/stream_options/include_usage"
+		if f.HasUsage {
+			at = "/stream_include_usage"
+		}
+		g.edits = append(g.edits, Edit{Name: "include_usage", Pointer: at, Value: "true"})
 		g.injected = true
 	}
 	if f.CapField == "" {

@@ -191,6 +191,11 @@ func TestEditsAreNamedAndTheCapIsNeverSilent(t *testing.T) {
 	if g.Asked() != "gpt" || !g.UsageInjected() || g.Tokens(1000) != 40+2*100 {
 		t.Errorf("%+v, %d tokens", g, g.Tokens(1000))
 	}
+	form := f
+	form.HasOptions, form.HasUsage = false, true
+	if g, _ := r.decide("chat", "chat.create", form); !g.UsageInjected() || g.Edits()[2].Pointer != "/stream_include_usage" {
+		t.Errorf("a form asks in a field of its own: %+v", g.Edits())
+	}
 	f.Usage, f.OutputCap = true, 60
 	if g, _ := r.decide("chat", "chat.create", f); g.UsageInjected() || g.Tokens(1000) != 40+2*60 {
 		t.Errorf("usage that was asked for is injected; %d tokens", g.Tokens(1000))
