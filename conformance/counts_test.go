@@ -70,52 +70,79 @@ func recordedTokens(records []realvallum.Record) tokens {
 	return t
 }
 
+// counting is requests after which the accounts have to agree.
+type counting struct {
+	operations []operation
+	kinds      []string // of calls of the official Python clients
+	// A prompt that is answered twice is counted twice by vLLM and once in the
+	// usage that it tells, which is what records say. Twice is how many such
+	// requests there are, all of the same prompt.
+	twice int
+	// An audio stream's usage has tokens for the sound, of which vLLM's counter
+	// of prompts knows nothing.
+	completions bool
+}
+
 // countsAgree sends every granted operation of a suite once more, and the calls
 // of the official Python clients, while nobody else asks vLLM anything: records
-// and metrics have to add up to what vLLM counted meanwhile. A prompt that is
-// answered twice is counted twice by vLLM and once in the usage that it tells,
-// which is what records say; twice is how many such requests there are, all of
-// the same prompt.
+// and metrics have to add up to what vLLM counted meanwhile.
 func countsAgree(operations []operation, twice int, kinds ...string) proof {
-	return proof{"tokens by records and metrics are those that vLLM counted", func(p *report.Proof, s *stand) {
-		s.needGate(p)
-		again := 0.0
-		if twice > 0 {
-			again = float64(twice) * s.as("anna").do(p, post("/v1/chat/completions", chat())).number("usage.prompt_tokens")
+	return proof{"tokens by records and metrics are those that vLLM counted", counting{operations: operations, twice: twice, kinds: kinds}.run}
+}
+
+// streamCountsAgree is countsAgree for audio, where only streams tell tokens.
+// They name the language: to find it, vLLM makes a token more, which it counts
+// and does not tell.
+func streamCountsAgree() proof {
+	var streams []operation
+	for _, more := range [][]part{{}, {text("stream_include_usage", "true")}} {
+		all := append([]part{text("stream", "true"), text("language", "de")}, more...)
+		streams = append(streams, operation{request: hear(transcriptions, all...)}, operation{request: hear(translations, all...)})
+	}
+	return proof{"completion tokens of streams by records and metrics are those that vLLM counted", counting{operations: streams, completions: true}.run}
+}
+
+func (c counting) run(p *report.Proof, s *stand) {
+	s.needGate(p)
+	again := 0.0
+	if c.twice > 0 {
+		again = float64(c.twice) * s.as("anna").do(p, post("/v1/chat/completions", chat())).number("usage.prompt_tokens")
+	}
+	s.gate.endedSince(p, 0) // nothing of before is still to be written
+	before, err := realvallum.Records(s.gate.State)
+	if err != nil {
+		p.Fatal(err)
+	}
+	engine, metrics := s.engineTokens(p), s.gate.metricTokens(p)
+	for _, o := range c.operations {
+		o.send(p, s)
+	}
+	for _, kind := range c.kinds {
+		pythonSDK("Python "+kind, kind).run(p, s.gate.URL, s.gate.keys["anna"], s.vllm.Served)
+	}
+	ended := s.gate.endedSince(p, len(before))
+	recorded := recordedTokens(ended)
+	want := tokens{recorded.prompt + again, recorded.completion}
+	var counted tokens
+	for deadline := time.Now().Add(recordWithin); ; <-time.After(100 * time.Millisecond) {
+		counted = s.engineTokens(p).since(engine)
+		if c.completions {
+			counted.prompt = want.prompt
 		}
-		s.gate.endedSince(p, 0) // nothing of before is still to be written
-		before, err := realvallum.Records(s.gate.State)
-		if err != nil {
-			p.Fatal(err)
+		if counted == want || time.Now().After(deadline) {
+			break
 		}
-		engine, metrics := s.engineTokens(p), s.gate.metricTokens(p)
-		for _, o := range operations {
-			o.send(p, s)
+	}
+	if counted != want || counted.prompt == 0 {
+		p.Errorf("vLLM counted %v, the records say %v, and %v for prompts that are answered twice", counted, recorded, again)
+		for _, r := range ended {
+			p.Logf("%v %v: prompt %v, completion %v, %v, %v", r["operation"], r["status"], r["prompt_tokens"], r["completion_tokens"], r["usage"], r["ended"])
 		}
-		for _, kind := range kinds {
-			pythonSDK("Python "+kind, kind).run(p, s.gate.URL, s.gate.keys["anna"], s.vllm.Served)
-		}
-		ended := s.gate.endedSince(p, len(before))
-		recorded := recordedTokens(ended)
-		want := tokens{recorded.prompt + again, recorded.completion}
-		var counted tokens
-		for deadline := time.Now().Add(recordWithin); ; <-time.After(100 * time.Millisecond) {
-			counted = s.engineTokens(p).since(engine)
-			if counted == want || time.Now().After(deadline) {
-				break
-			}
-		}
-		if counted != want || counted.prompt == 0 {
-			p.Errorf("vLLM counted %v, the records say %v, and %v for prompts that are answered twice", counted, recorded, again)
-			for _, r := range ended {
-				p.Logf("%v %v: prompt %v, completion %v, %v, %v", r["operation"], r["status"], r["prompt_tokens"], r["completion_tokens"], r["usage"], r["ended"])
-			}
-		}
-		if by := s.gate.metricTokens(p).since(metrics); by != recorded {
-			p.Errorf("the records say %v, the metrics %v", recorded, by)
-		}
-		p.Logf("%d requests, %v prompt and %v completion tokens", len(ended), counted.prompt, counted.completion)
-	}}
+	}
+	if by := s.gate.metricTokens(p).since(metrics); by != recorded {
+		p.Errorf("the records say %v, the metrics %v", recorded, by)
+	}
+	p.Logf("%d requests, %v prompt and %v completion tokens", len(ended), counted.prompt, counted.completion)
 }
 
 // tokensSent is how many events with text a client got, in any dialect: vLLM

@@ -107,7 +107,7 @@ func proofsE() []proof {
 
 func proofsF() []proof {
 	return slices.Concat([]proof{routesAreCatalogued}, attacksOnSpeech(), works(operationsOfSpeech()), formsAreRebuilt(), speechClientsPassUnchanged(),
-		[]proof{countsAgree(operationsOfSpeech(), 0, "audio"), promptsAreNeverSeen, recordsHold})
+		[]proof{streamCountsAgree(), promptsAreNeverSeen, recordsHold})
 }
 
 // without is the proofs less one.
