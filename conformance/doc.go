@@ -11,5 +11,6 @@
 // Every suite runs against one vLLM configuration, started once (package
 // realvllm says which): A all dangerous routes open, with a key, on a UNIX
 // socket; B by default flags; C an embedding model; D a classifier; E a
-// multimodal model. The end prints what was shown, against which real part.
+// multimodal model; F a speech model; G A's configuration in the oldest release
+// that is promised; H two servers side by side. The end prints what was shown, against which real part.
 package conformance
