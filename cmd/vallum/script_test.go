@@ -33,7 +33,8 @@ func TestMain(m *testing.M) {
 // The scripts are the commands as a user meets them: exact words, ports that are free, a fake vLLM. Besides vallum
 // itself, which runs as a process of its own, they have
 //
-//	vllm [-key K] [-models a,b] [-name ENV]   starts a fake vLLM, its URL in $VLLM or $ENV; -down gives the URL of none
+//	vllm [-key K] [-models a,b] [-name ENV]   starts a fake vLLM, its URL in $VLLM or $ENV; -down gives the URL of none,
+//	                                          and -at starts it there later
 //	serve ARGS...                             vallum serve in the background, on free ports: $GATE, $PROBES, their
 //	                                          addresses in $GATE_ADDRESS and $PROBES_ADDRESS; its screen
 //	                                          in the file screen, all that the Nth writes in serveN.err; `serve -stop` ends
@@ -75,8 +76,9 @@ func scriptVLLM(ts *testscript.TestScript, _ bool, args []string) {
 	models := f.String("models", "tiny", "")
 	name := f.String("name", "VLLM", "")
 	down := f.Bool("down", false, "")
+	at := f.String("at", "http://127.0.0.1:0", "")
 	ts.Check(f.Parse(args))
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", strings.TrimPrefix(*at, "http://"))
 	ts.Check(err)
 	ts.Setenv(*name, "http://"+l.Addr().String())
 	if *down {

@@ -54,6 +54,7 @@ type Daemon struct {
 	keyLoads sync.Mutex // held while the keys are read and put in force
 	current  atomic.Pointer[snapshot]
 	servers  map[string]*vllmServer // by name; under reloads
+	alive    map[string]bool        // what was last told of each; nil before the first screen; under reloads
 	certs    certificates
 	cut      context.CancelCauseFunc // ends what still runs at the end of the drain
 	rebuild  chan struct{}           // an upstream's state changed
@@ -224,8 +225,15 @@ func (d *Daemon) announce(servers, probes []*server, first string) {
 		urls = append(urls, s.url)
 	}
 	now := d.current.Load()
+	states := now.picker.set.States()
+	d.reloads.Lock()
+	d.alive = map[string]bool{}
+	for _, st := range states {
+		d.alive[st.Name] = st.Alive
+	}
+	d.reloads.Unlock()
 	screen.Write(d.options.Screen, screen.Facts{
-		Config: now.conf, Policy: now.gateway.Policy, Upstreams: now.picker.set.States(), Clients: urls, Probes: urlsOf(probes, "probes"), Admin: urlsOf(probes, "admin"),
+		Config: now.conf, Policy: now.gateway.Policy, Upstreams: states, Clients: urls, Probes: urlsOf(probes, "probes"), Admin: urlsOf(probes, "admin"),
 		State: d.state, StateFlag: stateFlag(d.state), FirstKey: first, Terminal: d.options.Terminal, Keys: d.holders(),
 	})
 	for _, u := range urls {

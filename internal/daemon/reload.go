@@ -373,6 +373,7 @@ func (d *Daemon) refresh() {
 	d.reloads.Lock()
 	defer d.reloads.Unlock()
 	now := d.current.Load()
+	d.tellUpstreams(now.picker.set.States())
 	if !now.stale() {
 		return
 	}
@@ -388,6 +389,23 @@ func (d *Daemon) refresh() {
 		}
 	}
 	d.warnUnserved()
+}
+
+// tellUpstreams logs which servers came and which went since the first screen, or since the last time: who starts the
+// gateway before vLLM waits for it. The caller holds reloads.
+func (d *Daemon) tellUpstreams(states []upstream.State) {
+	if d.alive == nil { // the screen will say it
+		return
+	}
+	for _, st := range states {
+		switch {
+		case st.Alive && !d.alive[st.Name]:
+			d.log.Info("upstream is alive", "name", st.Name, "version", st.Version, "models", len(st.Models))
+		case !st.Alive && d.alive[st.Name]:
+			d.log.Warn("upstream is not alive", "name", st.Name, "problem", st.Problem)
+		}
+		d.alive[st.Name] = st.Alive
+	}
 }
 
 func (d *Daemon) touch(ctx context.Context) {
