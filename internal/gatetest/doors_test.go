@@ -1,7 +1,9 @@
 package gatetest
 
 import (
+	"io"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/vallum/vallum/internal/store"
@@ -60,5 +62,31 @@ func TestAServerWithoutSaltsBelongsToItsFirstTenant(t *testing.T) {
 		if a := shared.Do(shared.Chat(key)); a.Status != 200 {
 			t.Errorf("shared on purpose, %s: %d %q", key, a.Status, a.Reason())
 		}
+	}
+}
+
+// A port that speaks TLS says so to whoever forgot it, counts what is neither, and does not count a look whether it is open.
+func TestAPortThatSpeaksTLSSaysSo(t *testing.T) {
+	t.Parallel()
+	g := Start(t, Options{TLS: true})
+	for _, row := range []struct{ send, want string }{
+		{"GET /v1/models HTTP/1.1\r\nHost: h\r\n\r\n", "https://"},
+		{"\x00\x01\x02 nonsense that is no handshake", ""},
+	} {
+		c := dial(t, strings.Replace(g.URL, "https:", "http:", 1), nil)
+		if _, err := io.WriteString(c, row.send); err != nil {
+			t.Fatal(err)
+		}
+		if b, _ := io.ReadAll(c); !strings.Contains(string(b), row.want) || strings.Contains(string(b), "200") {
+			t.Errorf("%q: answered %q", row.send, b)
+		}
+	}
+	_ = dial(t, strings.Replace(g.URL, "https:", "http:", 1), nil).Close()
+	g.Eventually("the two that are counted", func() bool { return g.Gauge("vallum_malformed_requests_total") == "2" })
+	if answers := g.Raw("GET /v1/models HTTP/1.1\r\nHost: h\r\nConnection: close\r\nAuthorization: Bearer " + g.Secret("app") + "\r\n\r\n"); len(answers) != 1 || answers[0].Status != 200 {
+		t.Errorf("HTTP/1.1 over TLS: %+v", answers)
+	}
+	if n := g.Gauge("vallum_malformed_requests_total"); n != "2" {
+		t.Errorf("%s were counted as malformed", n)
 	}
 }

@@ -104,7 +104,9 @@ func (c *conn) handshake() (*tls.Conn, bool) {
 			_, _ = io.WriteString(not.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nThis port speaks TLS: the URL begins with https://\n")
 		}
 		c.server.Log.Debug("TLS handshake", "remote", c.remote, "error", err)
-		c.server.malformed()
+		if !errors.Is(err, io.EOF) && c.ctx.Err() == nil { // a load balancer's look whether the port is open is no attempt at anything
+			c.server.malformed()
+		}
 		return nil, false
 	}
 	_ = plain.SetDeadline(time.Time{})
