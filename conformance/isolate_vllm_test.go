@@ -232,7 +232,7 @@ func (d *duel) ports(p *report.Proof, _ *stand) {
 		if open := from.Open(theirs, soon); len(open) != len(theirs) || len(open) == 0 {
 			p.Errorf("%s connects to %d of %d ports of %s: %v", pair[0], len(open), len(theirs), pair[1], theirs)
 		} else {
-			p.Logf("%s connects to all %d ports of %s, the outsider to none", pair[0], len(open), pair[1])
+			p.Logf("%s connects to all %d ports of %s", pair[0], len(open), pair[1])
 		}
 	}
 }
