@@ -17,7 +17,7 @@ import (
 func newIsolate(s streams) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "isolate",
-		Short: "Makes, proves and watches the network between the nodes of one deployment",
+		Short: "Makes, proves and watches the network between vLLM's nodes",
 		Long: "vLLM's traffic between nodes is neither encrypted nor authenticated, and partly executes what it receives. isolate\n" +
 			"puts it into a WireGuard network of the nodes that an operator signed for, and refuses everything else.\n\n" +
 			"  operator                      node\n" +
@@ -51,7 +51,7 @@ func newIsolateInit(s streams) *cobra.Command {
 	var dir string
 	c := &cobra.Command{
 		Use:     "init FLEET",
-		Short:   "Makes a fleet: its key, which stays with the operator, and a draft of its manifest",
+		Short:   "Makes a fleet: the operator's key and a draft of the manifest",
 		Example: "  vallum isolate init lab --dir fleet",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -102,7 +102,7 @@ func newIsolateKeygen(s streams) *cobra.Command {
 	var state, peer string
 	c := &cobra.Command{
 		Use:   "keygen",
-		Short: "Makes this node's key, which never leaves it, and prints the public half",
+		Short: "Makes this node's key and prints the public half",
 		Long: "The private half is written to the state folder with mode 0600; it is in no argument and no environment. Run again,\n" +
 			"keygen prints the public half of the key that is there. --preshared PEER reads a key that both nodes of the pair\n" +
 			"share from standard input: 32 bytes in base64, such as of `openssl rand -base64 32`. Both need the same, and then up:\n" +
@@ -218,7 +218,7 @@ func newIsolateShow(s streams) *cobra.Command {
 	var key string
 	c := &cobra.Command{
 		Use:   "show MANIFEST",
-		Short: "Checks a signed manifest against the pinned key and prints who belongs to the fleet",
+		Short: "Checks a signed manifest and prints who belongs to the fleet",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			pub, err := os.ReadFile(key)

@@ -28,7 +28,7 @@ func newIsolateAudit(s streams) *cobra.Command {
 	var state string
 	c := &cobra.Command{
 		Use:   "audit",
-		Short: "Judges every socket of vLLM and Ray on this node: inside the overlay, guarded, or outside",
+		Short: "Judges every socket of vLLM and Ray: inside, guarded or outside",
 		Long: "Exit status 0: nothing is outside; 1: something is; 3: no socket of vLLM or Ray was seen, so that nothing was\n" +
 			"judged; 4: no socket is outside, but there are RDMA devices or NVLink, or settings that lead to them, which no rule\n" +
 			"and no tunnel sees. Of the processes' environments only the variables are read that say how NCCL, UCX, gloo and\n" +
@@ -222,7 +222,7 @@ func newIsolateExec(s streams) *cobra.Command {
 	ask := env.Ask{}
 	c := &cobra.Command{
 		Use:   "exec --topology T -- COMMAND",
-		Short: "Starts vLLM with what the topology needs; refuses when the overlay does not hold",
+		Short: "Starts vLLM as the topology needs it, if the overlay holds",
 		Long: "exec sets the environment, and adds the flags of `isolate env` that COMMAND does not give. A flag that COMMAND gives\n" +
 			"with another value is refused: half of a setting makes vLLM hang, or talk in clear.",
 		Example: "  vallum isolate exec --topology dp -- vllm serve Qwen/Qwen3-8B",

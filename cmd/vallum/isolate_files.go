@@ -13,7 +13,7 @@ func newIsolateUnit(s streams) *cobra.Command {
 	in := &isolateInput{}
 	c := &cobra.Command{
 		Use:   "unit",
-		Short: "Prints the systemd unit that makes the overlay again after a reboot",
+		Short: "Prints the systemd unit that makes the overlay after a reboot",
 		RunE: func(c *cobra.Command, _ []string) error {
 			program, err := os.Executable()
 			if err != nil {
@@ -89,7 +89,7 @@ func newIsolatePolicy(s streams) *cobra.Command {
 	var port uint16
 	c := &cobra.Command{
 		Use:   "policy kubernetes",
-		Short: "Prints NetworkPolicies for a cluster, where the CNI isolates instead of up",
+		Short: "Prints NetworkPolicies, for clusters whose CNI isolates",
 		Long: "NetworkPolicy isolates and does not encrypt, and it does not apply to pods with hostNetwork: true, which multi-node\n" +
 			"vLLM often uses: for those use `isolate up` on the hosts, or the CNI's host firewall. Cilium encrypts between pods\n" +
 			"with encryption.enabled=true and encryption.type=wireguard, and what host-network pods send with\n" +

@@ -152,7 +152,7 @@ func newIsolateDown(s streams) *cobra.Command {
 }
 
 func newIsolateStatus(s streams) *cobra.Command {
-	return isolateStateCommand("status", "Says whether what was applied still holds, and when each peer was last heard", func(st apply.State) error {
+	return isolateStateCommand("status", "Says whether what was applied holds; when peers were last heard", func(st apply.State) error {
 		p, confirmed, err := st.Applied()
 		if err != nil {
 			return err

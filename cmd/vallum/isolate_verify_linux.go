@@ -35,7 +35,7 @@ func newIsolateVerify(s streams) *cobra.Command {
 	v := &verification{}
 	c := &cobra.Command{
 		Use:   "verify [ADDRESS…]",
-		Short: "Proves the overlay: from this node, from outside, and on the wire; measures it",
+		Short: "Proves and measures the overlay: inside, outside, on the wire",
 		Long: "On a node: every peer must answer inside the overlay and be silent outside it. --wire looks at the underlay's packets\n" +
 			"for as long as it is told: send a marked prompt meanwhile and give its token ids, because vLLM never sends the text.\n" +
 			"--as-outsider needs no keys: run it on a machine that is no member, with the nodes' addresses.\n" +
