@@ -67,6 +67,7 @@ func proofsTP(d *duel) []proof {
 	}
 }
 
+// They come last, by the name of their file: four engines need the memory that other suites' servers would hold.
 func TestIsolateDP(t *testing.T) {
 	proveAll(t, partOf(topologyDP), vllmVersion, proofsDP(&duel{topology: topologyDP, t: t}))
 }
