@@ -8,6 +8,7 @@
 //	go -C conformance run ./bench
 //	go -C conformance run ./bench -short -json
 //	go -C conformance run ./bench -only unary16,streams -targets nginx,vallum -perf profiles
+//	go -C conformance run ./bench -only unary16 -targets nginx,vallum -before /path/of/another/vallum
 package main
 
 import (
@@ -33,6 +34,7 @@ type options struct {
 	only    []string
 	targets []string
 	binary  string
+	before  string
 	perf    string
 	symbols bool
 }
@@ -77,6 +79,7 @@ func parse(args []string) (options, error) {
 	flags.StringVar(&only, "only", "", "comma-separated scenarios; default: all")
 	flags.StringVar(&targets, "targets", strings.Join([]string{nginx, stdlib, vallum}, ","), "comma-separated targets")
 	flags.StringVar(&o.binary, "vallum", "", "a vallum binary; default: it is built")
+	flags.StringVar(&o.before, "before", "", "another vallum binary, measured in the same rounds: what a change is worth")
 	flags.StringVar(&o.perf, "perf", "", "folder for `perf record` profiles of vallum, one for each scenario")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -85,6 +88,9 @@ func parse(args []string) (options, error) {
 		return slices.DeleteFunc(strings.Split(s, ","), func(s string) bool { return s == "" })
 	}
 	o.only, o.targets, o.symbols = split(only), split(targets), o.perf != ""
+	if o.before != "" {
+		o.targets = append(o.targets, before)
+	}
 	return o, nil
 }
 

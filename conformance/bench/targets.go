@@ -22,6 +22,7 @@ const (
 	nginx  = "nginx"
 	stdlib = "stdlib"
 	vallum = "vallum"
+	before = "before" // another vallum binary, measured in the same rounds
 )
 
 const (
@@ -44,13 +45,14 @@ type stand struct {
 	upstream *target
 	nginx    string // the binary
 	vallum   string
+	before   string
 	names    []string
 	started  int
 }
 
 // setUp builds what has to be built, finds nginx, and starts the upstream.
 func setUp(ctx context.Context, o options, dir string, progress io.Writer) (*stand, error) {
-	s := &stand{dir: dir, names: o.targets}
+	s := &stand{dir: dir, names: o.targets, before: o.before}
 	if o.wants(nginx) {
 		var err error
 		if s.nginx, err = findNginx(ctx, progress); err != nil {
@@ -136,7 +138,9 @@ func (s *stand) start(ctx context.Context, name string) (*target, error) {
 		p, address, err := spawnReady(ctx, name, cmd)
 		return &target{name: name, address: address, key: "sk-any", refuse: chatPath, process: p}, err
 	case vallum:
-		return s.startVallum(ctx, dir)
+		return s.startVallum(ctx, name, s.vallum, dir)
+	case before:
+		return s.startVallum(ctx, name, s.before, dir)
 	}
 	return nil, fmt.Errorf("no target %q; there are %s, %s, %s", name, nginx, stdlib, vallum)
 }
@@ -230,7 +234,7 @@ roles:
     limits: {requests_per_minute: 100000000, concurrent: 100000, tokens_per_minute: 1000000000000}
 `
 
-func (s *stand) startVallum(ctx context.Context, dir string) (*target, error) {
+func (s *stand) startVallum(ctx context.Context, name, binary, dir string) (*target, error) {
 	// A folder of its own: the daemon watches the configuration's.
 	state, conf := filepath.Join(dir, "state"), filepath.Join(dir, "conf", "vallum.yaml")
 	if err := os.Mkdir(filepath.Dir(conf), 0o700); err != nil {
@@ -239,23 +243,23 @@ func (s *stand) startVallum(ctx context.Context, dir string) (*target, error) {
 	if err := os.WriteFile(conf, fmt.Appendf(nil, vallumConf, state, s.upstream.address), 0o600); err != nil {
 		return nil, err
 	}
-	create := exec.CommandContext(ctx, s.vallum, "keys", "create", "--name", "bench", "--role", "bench", "--state", state)
+	create := exec.CommandContext(ctx, binary, "keys", "create", "--name", "bench", "--role", "bench", "--state", state)
 	create.Stderr = &bytes.Buffer{}
 	key, err := create.Output()
 	if err != nil {
 		return nil, fmt.Errorf("creating a key: %w: %s", err, create.Stderr)
 	}
-	cmd := exec.Command(s.vallum, "serve", "--config", conf, "--state", state, "--listen", "127.0.0.1:0", "--probes", "off")
+	cmd := exec.Command(binary, "serve", "--config", conf, "--state", state, "--listen", "127.0.0.1:0", "--probes", "off")
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
 	cmd.Stderr = log
-	p, address, err := spawnReady(ctx, vallum, cmd)
+	p, address, err := spawnReady(ctx, name, cmd)
 	if err != nil {
 		said, _ := os.ReadFile(log.Name())
 		return nil, fmt.Errorf("%w\n%s", err, said)
 	}
-	return &target{name: vallum, address: address, key: strings.TrimSpace(string(key)), refuse: chatPath, process: p}, nil
+	return &target{name: name, address: address, key: strings.TrimSpace(string(key)), refuse: chatPath, process: p}, nil
 }
