@@ -127,5 +127,20 @@ func isTimeout(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 // asked for. It costs one system call and waits for nothing. Where it cannot be asked, the connection counts as dead.
 func (c *conn) alive() bool {
 	c.open = false
-	return c.system != nil && c.system.Read(c.look) == nil && c.open
+	return c.system != nil && c.system.Read(c.look) == nil && c.open && (!c.secure || c.drained())
 }
+
+// drained reports whether TLS holds nothing either: bytes decrypted along with the answer's, or records that it read ahead
+// of the socket, would be taken for the next answer.
+func (c *conn) drained() bool {
+	c.by = longAgo // so that the next request sets its own
+	if c.raw.SetReadDeadline(longAgo) != nil {
+		return false
+	}
+	var b [1]byte
+	n, err := c.rw.Read(b[:])
+	return n == 0 && isTimeout(err)
+}
+
+// longAgo makes a read return at once.
+var longAgo = time.Unix(1, 0)

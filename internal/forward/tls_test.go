@@ -165,3 +165,34 @@ func TestEachEventLeavesAtOnceOverHTTP2(t *testing.T) {
 		t.Errorf("the rest: %q", rest)
 	}
 }
+
+// Over TLS, bytes that nobody asked for may lie decrypted, or whole records not yet decrypted, in the connection's own
+// memory: the socket is empty, and still the next caller would be given them.
+func TestBytesNobodyAskedForOverTLS(t *testing.T) {
+	pool, certificate := authority(t)
+	for what, second := range map[string]func(c net.Conn, first, second string){
+		"in the same record": func(c net.Conn, first, second string) { _, _ = io.WriteString(c, first+second) },
+		"in the next record": func(c net.Conn, first, second string) {
+			_, _ = io.WriteString(c, first)
+			_, _ = io.WriteString(c, second)
+		},
+	} {
+		for _, size := range []int{2, 3000, 5000, 8000, 12000, 100_000} {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			f := listenOn(t, tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{certificate}}), func(f *fake, c net.Conn, br *bufio.Reader) {
+				for f.request(br) {
+					second(c, answer(`"`+strings.Repeat("x", size-2)+`"`), answer(`{"of":"another request"}`))
+				}
+			})
+			u := f.upstream(https(&tls.Config{RootCAs: pool}))
+			for range 3 {
+				if _, w := send(u, call(t, "{}")); strings.Contains(w.Body.String(), "another") {
+					t.Errorf("%s, %d bytes: a caller got %q", what, size, w.Body)
+				}
+			}
+		}
+	}
+}
