@@ -71,7 +71,8 @@ type vllmServer struct {
 	known   *upstream.Server
 	way     *forward.Upstream
 	key     string
-	shared  bool // insecure_shared_prefix_cache
+	trust   digest // of the files by which it is trusted and Vallum shows itself
+	shared  bool   // insecure_shared_prefix_cache
 	stop    context.CancelFunc
 	stopped chan struct{}
 

@@ -210,10 +210,8 @@ func (d *Daemon) settle(ctx context.Context) {
 
 // allKnown reports whether every upstream has answered or failed to.
 func (d *Daemon) allKnown() bool {
-	for _, st := range d.current.Load().picker.set.States() {
-		if !st.Alive && st.Problem == "it has not answered yet" {
-			return false
-		}
+	if slices.ContainsFunc(d.current.Load().picker.set.States(), unheard) {
+		return false
 	}
 	return !d.current.Load().stale()
 }

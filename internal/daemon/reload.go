@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/url"
@@ -13,8 +12,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/fsnotify/fsnotify"
 
 	"github.com/vallum/vallum/internal/audit"
 	"github.com/vallum/vallum/internal/authn"
@@ -55,6 +52,9 @@ func (d *Daemon) apply(ctx context.Context, conf *config.Config) error {
 	if err != nil {
 		return err
 	}
+	if d.current.Load() != nil {
+		awaitAnswers(ctx, started)
+	}
 	next, err := d.build(conf, servers)
 	if err != nil {
 		for _, s := range started {
@@ -79,6 +79,27 @@ func (d *Daemon) apply(ctx context.Context, conf *config.Config) error {
 	return d.loadKeys(ctx)
 }
 
+// awaitAnswers gives new servers a moment to answer before requests meet them: a changed timeout is no reason for a 503.
+// One that does not answer keeps nothing waiting beyond it.
+func awaitAnswers(ctx context.Context, started []*vllmServer) {
+	late := time.NewTimer(3 * time.Second)
+	defer late.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for slices.ContainsFunc(started, func(s *vllmServer) bool { return unheard(s.known.State()) }) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-late.C:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// unheard reports whether nothing is known of a server yet: neither an answer, nor that there is none.
+func unheard(st upstream.State) bool { return !st.Alive && st.Problem == "it has not answered yet" }
+
 func (d *Daemon) install(next *snapshot) {
 	d.current.Store(next)
 	b, err := next.effective().Print()
@@ -102,7 +123,7 @@ func (d *Daemon) prepare(ctx context.Context, conf *config.Config) (servers map[
 	for _, u := range conf.Upstreams {
 		key, err := upstreamKey(u)
 		if err == nil {
-			if s := d.servers[u.Name]; s != nil && reflect.DeepEqual(before[u.Name], u) && s.key == key && d.sameTimeouts(conf) {
+			if s := d.servers[u.Name]; s != nil && reflect.DeepEqual(before[u.Name], u) && s.key == key && s.trust == trustOf(u) && d.sameTimeouts(conf) {
 				servers[u.Name] = s
 				continue
 			}
@@ -134,6 +155,7 @@ func (d *Daemon) start(ctx context.Context, u config.Upstream, key string, t con
 	if err != nil {
 		return nil, fmt.Errorf("upstream %q: %w", u.Name, err)
 	}
+	files := trustOf(u) // before they are read: what changes meanwhile is seen the next time
 	trust, err := upstreamTLS(u)
 	if err != nil {
 		return nil, err
@@ -151,7 +173,7 @@ func (d *Daemon) start(ctx context.Context, u config.Upstream, key string, t con
 		}
 	})
 	ctx, stop := context.WithCancel(ctx)
-	s := &vllmServer{known: known, way: way, shared: u.SharedCache, key: key, stop: stop, stopped: make(chan struct{})}
+	s := &vllmServer{known: known, way: way, shared: u.SharedCache, key: key, trust: files, stop: stop, stopped: make(chan struct{})}
 	go func() {
 		defer close(s.stopped)
 		known.Run(ctx)
@@ -180,7 +202,7 @@ func (d *Daemon) build(conf *config.Config, servers map[string]*vllmServer) (*sn
 		}
 		keys, wrong := authn.ParseKeyFile(conf.KeysFile, b)
 		if len(wrong) > 0 {
-			return nil, fmt.Errorf("keys_file: %s", wrong[0])
+			return nil, keyFileError(wrong)
 		}
 		s.fileKeys = keys
 	}
@@ -189,6 +211,15 @@ func (d *Daemon) build(conf *config.Config, servers map[string]*vllmServer) (*sn
 		Running: registry{d.keys}, Meter: meters{d.meter}, Log: d.log, Now: time.Now, Settings: d.settings(conf),
 	}
 	return s, nil
+}
+
+// keyFileError says all that is wrong with a key file.
+func keyFileError(wrong []authn.Problem) error {
+	var errs []error
+	for _, p := range wrong {
+		errs = append(errs, fmt.Errorf("keys_file: %s", p))
+	}
+	return errors.Join(errs...)
 }
 
 func (d *Daemon) settings(conf *config.Config) gateway.Settings {
@@ -302,34 +333,34 @@ func (d *Daemon) watch(ctx context.Context) {
 		defer signal.Stop(hup)
 	}
 	files := d.watchFiles()
-	if files != nil {
-		defer func() { _ = files.Close() }()
-	}
+	defer files.close()
 	poll := time.NewTicker(200 * time.Millisecond)
 	defer poll.Stop()
 	used := time.NewTicker(10 * time.Second)
 	defer used.Stop()
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
 	defer d.touch(context.WithoutCancel(ctx))
 	keys, _ := d.store.ListKeys(ctx)
 	var pending <-chan time.Time
-	seen := d.contents()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-hup:
 			_ = d.Reload(ctx) // told already
-		case <-events(files):
+		case <-files.events():
 			if pending == nil { // or a directory that is always busy would put it off for ever
 				pending = time.After(100 * time.Millisecond) // editors write in several steps
 			}
-		case err := <-failures(files):
+		case err := <-files.failures():
 			d.log.Warn("watching files", "error", err)
 		case <-pending:
 			pending = nil
-			if now := d.contents(); now != seen {
-				seen = now
-				_ = d.Reload(ctx) // told already
+			d.reloadChanged(ctx, files)
+		case <-look.C:
+			if d.options.File != "" {
+				d.reloadChanged(ctx, files)
 			}
 		case <-d.rebuild:
 			d.refresh()
@@ -412,66 +443,4 @@ func (d *Daemon) touch(ctx context.Context) {
 			d.log.Warn("noting when keys were used", "error", err)
 		}
 	}
-}
-
-// watchFiles watches the directories of the configuration and the certificates: Kubernetes swaps a symlink beside them.
-func (d *Daemon) watchFiles() *fsnotify.Watcher {
-	if d.options.File == "" {
-		return nil
-	}
-	w, err := fsnotify.NewWatcher()
-	if err == nil {
-		for _, dir := range d.watchedDirs() {
-			err = errors.Join(err, w.Add(dir))
-		}
-	}
-	if err != nil {
-		d.log.Warn("files are not watched; send SIGHUP after a change", "error", err)
-	}
-	return w
-}
-
-func (d *Daemon) watchedDirs() []string {
-	dirs := []string{filepath.Dir(d.options.File)}
-	for _, l := range d.current.Load().conf.Listen {
-		if l.TLS != nil {
-			dirs = append(dirs, filepath.Dir(l.TLS.Certificate), filepath.Dir(l.TLS.Key))
-		}
-	}
-	slices.Sort(dirs)
-	return slices.Compact(dirs)
-}
-
-// contents is a digest of the files that a reload reads. Other files change in the same directories, a log beside the
-// configuration for one: they are no reason to reload.
-func (d *Daemon) contents() [sha256.Size]byte {
-	conf := d.current.Load().conf
-	files := []string{d.options.File, conf.KeysFile}
-	for _, l := range conf.Listen {
-		if l.TLS != nil {
-			files = append(files, l.TLS.Certificate, l.TLS.Key)
-		}
-	}
-	h := sha256.New()
-	for _, name := range files {
-		b, err := os.ReadFile(name) // absent is a content too
-		fmt.Fprintf(h, "%q %d %t\n", name, len(b), err == nil)
-		h.Write(b)
-	}
-	return [sha256.Size]byte(h.Sum(nil))
-}
-
-func events(w *fsnotify.Watcher) <-chan fsnotify.Event {
-	if w == nil {
-		return nil
-	}
-	return w.Events
-}
-
-// failures must be read: the watcher waits for whoever reads them.
-func failures(w *fsnotify.Watcher) <-chan error {
-	if w == nil {
-		return nil
-	}
-	return w.Errors
 }

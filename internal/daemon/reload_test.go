@@ -1,11 +1,18 @@
 package daemon_test
 
 import (
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/vallum/vallum/internal/audit"
 	"github.com/vallum/vallum/internal/gatetest"
@@ -212,4 +219,161 @@ func TestCertificatesAreReloaded(t *testing.T) {
 	if a := g.Do(g.Chat("app")); a.Status != 200 {
 		t.Errorf("%d %s", a.Status, a.Body)
 	}
+}
+
+// A file counts wherever it is and however it is replaced: by an editor that renames, through a link into another
+// directory, or by the link beside it that Kubernetes swaps.
+func TestAChangedFileIsSeenWhereverItIs(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		t.Helper()
+		file := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	link := func(target, name string) {
+		t.Helper()
+		if err := os.Symlink(target, filepath.Join(dir, name+".new")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(filepath.Join(dir, name+".new"), filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	holder := func(name string) string { // of the key that is asked with
+		sum := sha256.Sum256([]byte("sk-0123456789abcdef0123456789abcdef"))
+		return name + " inference " + hex.EncodeToString(sum[:]) + "\n"
+	}
+	for name, change := range map[string]struct {
+		before func() string // gives the keys file that the configuration names
+		after  func()
+	}{
+		"in another directory": {
+			func() string { return write("plain/keys", holder("before")) },
+			func() { write("plain/keys", holder("after")) },
+		},
+		"behind a link": {
+			func() string {
+				write("far/keys", holder("before"))
+				link("far/keys", "near")
+				return filepath.Join(dir, "near")
+			},
+			func() { write("far/keys", holder("after")) },
+		},
+		"Kubernetes": {
+			func() string {
+				write("..2026_1/keys", holder("before"))
+				link("..2026_1", "..data")
+				link("..data/keys", "keys")
+				return filepath.Join(dir, "keys")
+			},
+			func() { write("..2026_2/keys", holder("after")); link("..2026_2", "..data") },
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := gatetest.Start(t, gatetest.Options{Config: fmt.Sprintf("keys_file: %q\n", change.before())})
+			asks := func() string {
+				r := g.Chat("app")
+				r.Key = "sk-0123456789abcdef0123456789abcdef"
+				a := g.Do(r)
+				if a.Reason() == "revoked" { // it ran when the key of that name went
+					return ""
+				}
+				if a.Status != 200 {
+					t.Fatalf("%d %s\n%s", a.Status, a.Body, g.Log)
+				}
+				return g.Record(a.ID()).Principal
+			}
+			if who := asks(); who != "before" {
+				t.Fatalf("it is %q", who)
+			}
+			began := time.Now()
+			change.after()
+			g.Eventually("the change", func() bool { return asks() == "after" })
+			if took := time.Since(began); took > 3*time.Second { // the slow look would take 5 s
+				t.Errorf("it took %s", took)
+			}
+			if n := strings.Count(g.Log.String(), "was reloaded"); n != 1 {
+				t.Errorf("%d reloads for one change", n)
+			}
+		})
+	}
+}
+
+// The files by which an upstream is trusted, and its own key, are read again when they change: a certificate is renewed
+// beside a gateway that runs. Callers do not notice.
+func TestWhatAnUpstreamIsTrustedByIsReadAgain(t *testing.T) {
+	t.Parallel()
+	server, client := gatetest.NewCertificate(t, "127.0.0.1"), gatetest.NewCertificate(t, "vallum")
+	var shown atomic.Value // the number of the certificate that Vallum showed last
+	shown.Store("")
+	g := gatetest.Start(t, gatetest.Options{
+		Fake: vllmtest.Options{TLS: &tls.Config{Certificates: []tls.Certificate{server.Pair}, ClientAuth: tls.RequireAnyClientCert, VerifyConnection: func(c tls.ConnectionState) error {
+			shown.Store(c.PeerCertificates[0].SerialNumber.String())
+			return nil
+		}}},
+		UpExtra: fmt.Sprintf("ca: %q\ncertificate: %q\ncertificate_key: %q\n", server.File, client.File, client.KeyFile),
+	})
+	works := func(after string) {
+		t.Helper()
+		if a := g.Do(g.Chat("app")); a.Status != 200 {
+			t.Errorf("%s: %d %s\n%s", after, a.Status, a.Body, g.Log)
+		}
+	}
+	works("the start")
+	if shown.Load() != client.Serial.String() {
+		t.Fatal("it shows another certificate")
+	}
+	client.Write(t, "vallum")
+	g.Eventually("the renewed certificate", func() bool { works("the renewal"); return shown.Load() == client.Serial.String() })
+	ca, err := os.ReadFile(server.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := os.ReadFile(client.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(server.File, other, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g.Eventually("the end of its trust", func() bool { return g.Do(g.Chat("app")).Reason() == "upstream_unavailable" })
+	if err := os.WriteFile(server.File, ca, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g.Eventually("its trust", func() bool { return g.Do(g.Chat("app")).Status == 200 })
+}
+
+// A reload that starts the upstreams' watchers anew, as a changed timeout does, is no outage.
+func TestAReloadKeepsServing(t *testing.T) {
+	t.Parallel()
+	g := gatetest.Start(t, gatetest.Options{Config: "timeouts: {connect: 5s}\n"})
+	stop := make(chan struct{})
+	var callers sync.WaitGroup
+	for range 4 {
+		callers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if a := g.Do(g.Chat("app")); a.Status != 200 {
+					t.Errorf("%d %s", a.Status, a.Body)
+				}
+			}
+		})
+	}
+	yaml := g.Yaml()
+	for _, timeout := range []string{"6s", "7s", "8s"} {
+		g.Reload(strings.Replace(yaml, "connect: 5s", "connect: "+timeout, 1))
+	}
+	close(stop)
+	callers.Wait()
 }
