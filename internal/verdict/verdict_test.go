@@ -4,10 +4,11 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vallum/vallum/internal/golden"
 )
 
 var update = flag.Bool("update", false, "rewrite docs/reasons.md")
@@ -87,14 +88,5 @@ func TestReasonsDocument(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "| `%s` | %d | %s | %s | %s |\n", r, r.Status(), r.Sentence(), r.ForOperator(), retry)
 	}
-	const name = "../../docs/reasons.md"
-	if *update {
-		if err := os.WriteFile(name, []byte(b.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	have, err := os.ReadFile(name)
-	if err != nil || string(have) != b.String() {
-		t.Errorf("docs/reasons.md is not what the code says (%v): make golden", err)
-	}
+	golden.Check(t, "../../docs/reasons.md", b.String(), *update, "go test ./internal/verdict -update")
 }
