@@ -295,6 +295,41 @@ func TestAfterABodyThatNobodyReadTheNextRequestsAreWhole(t *testing.T) {
 	}
 }
 
+// Two lengths: what stands behind the body may be a request to whoever counted by the other one, a proxy that several
+// clients share for one. It is answered, and the connection ends (RFC 9112 §6.1).
+func TestAfterTwoLengthsNothingMoreIsRead(t *testing.T) {
+	s := serve(t, echo)
+	next := "GET /next HTTP/1.1\r\nHost: h\r\n\r\n"
+	for what, fields := range map[string]string{
+		"length first":      "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+		"length last":       "Transfer-Encoding: chunked\r\nCONTENT-LENGTH: 4\r\n",
+		"on a folded line":  "Content-Length:\r\n 4\r\nTransfer-Encoding: chunked\r\n",
+		"lines that are LF": "Content-Length: 4\nTransfer-Encoding: chunked\n",
+		"a long head":       "Content-Length: 4\r\nX: " + strings.Repeat("a", 5<<10) + "\r\nTransfer-Encoding: chunked\r\n",
+		"a long head, last": "Transfer-Encoding: chunked\r\nX: " + strings.Repeat("a", 5<<10) + "\r\nContent-Length: 4\r\n",
+	} {
+		c := s.dial().send("POST / HTTP/1.1\r\nHost: h\r\n" + fields + "\r\n2\r\nab\r\n0\r\n\r\n" + next)
+		if got := c.answer("POST"); got != "200 close POST / ab" || !c.closed() {
+			t.Errorf("%s: %q, or the connection is open", what, got)
+		}
+		c = s.dial()
+		for _, b := range []byte("POST / HTTP/1.1\r\nHost: h\r\n" + fields + "\r\n2\r\nab\r\n0\r\n\r\n") { // a segment for each byte
+			c.send(string(b))
+		}
+		if got := c.answer("POST"); got != "200 close POST / ab" || !c.closed() {
+			t.Errorf("%s, byte by byte: %q, or the connection is open", what, got)
+		}
+	}
+	// One length is no reason to end it: also behind another request, and with a body that speaks of lengths.
+	c := s.dial()
+	for range 2 {
+		c.send("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n" + next)
+		if got := c.answer("POST") + c.answer("GET"); got != "200 POST / ab200 GET /next " {
+			t.Error(got)
+		}
+	}
+}
+
 func TestContinueIsSaidOnceTheBodyIsRead(t *testing.T) {
 	read := make(chan bool)
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
@@ -308,6 +343,20 @@ func TestContinueIsSaidOnceTheBodyIsRead(t *testing.T) {
 	}
 	_, _ = c.br.ReadString('\n')
 	if got := c.send("ab").answer("POST"); got != "200 POST / ab" {
+		t.Error(got)
+	}
+}
+
+// "100 Continue" behind the answer's head would be read as its body.
+func TestNothingIsContinuedOnceTheAnswerHasBegun(t *testing.T) {
+	s := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "2")
+		_, _ = io.WriteString(w, "o")
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		_, _ = r.Body.Read(make([]byte, 1))
+		_, _ = io.WriteString(w, "k")
+	})
+	if got := s.dial().send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n").answer("POST"); got != "200 close ok" {
 		t.Error(got)
 	}
 }

@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -39,6 +40,8 @@ func (c *conn) readRequest() (*http.Request, error) {
 			_, _ = c.br.Discard(2)
 		}
 	}
+	head, _ := c.br.Peek(c.br.Buffered())
+	reads := c.reads
 	req, err := http.ReadRequest(c.br)
 	if err != nil && c.readErr != nil {
 		err = c.readErr
@@ -49,6 +52,9 @@ func (c *conn) readRequest() (*http.Request, error) {
 	c.headLeft = -1
 	if err := check(req); err != nil {
 		return nil, err
+	}
+	if len(req.TransferEncoding) > 0 && (c.reads != reads || hasLength(head)) { // the parser dropped the length, if there was one
+		req.Close = true
 	}
 	req = req.WithContext(c.ctx)
 	req.RemoteAddr, req.TLS = c.remote, c.tls
@@ -104,6 +110,23 @@ func check(req *http.Request) error {
 	return nil
 }
 
+// hasLength reports whether a header block, which lies at the beginning, has a Content-Length beside its Transfer-Encoding.
+// A proxy in front that went by it, and shares the connection between its clients, takes for one request's body what is
+// the next request here, so nothing behind it is read (RFC 9112 §6.1). A block that came in pieces is not known to
+// have none.
+func hasLength(b []byte) bool {
+	for line := range bytes.Lines(b) {
+		name, _, _ := bytes.Cut(line, []byte(":"))
+		if bytes.EqualFold(name, []byte("Content-Length")) {
+			return true
+		}
+		if len(bytes.TrimRight(line, "\r\n")) == 0 {
+			break
+		}
+	}
+	return false
+}
+
 // expect makes the body say "100 Continue" once it is read, where the client waits for that (RFC 9110 §10.1.1).
 func (c *conn) expect(req *http.Request) error {
 	values := req.Header["Expect"]
@@ -147,7 +170,7 @@ func (b *body) Read(p []byte) (int, error) {
 	if !b.left {
 		return 0, io.EOF
 	}
-	if b.promised {
+	if b.promised && b.conn.response.status == 0 { // behind a head it would be a part of the answer
 		b.promised = false
 		_, _ = io.WriteString(b.conn.bw, "HTTP/1.1 100 Continue\r\n\r\n")
 		if err := b.conn.bw.Flush(); err != nil {
