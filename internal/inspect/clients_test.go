@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vallum/vallum/internal/golden"
 	"github.com/vallum/vallum/internal/policy"
 	"github.com/vallum/vallum/internal/vllm"
 )
@@ -110,7 +111,7 @@ func TestEveryRecordedBodyIsAccepted(t *testing.T) {
 		}
 	}
 	t.Logf("%d bodies of operations with a table", count)
-	compareGolden(t, "testdata/clients.golden", out.String())
+	golden.Check(t, "testdata/clients.golden", out.String(), *update, "go test ./internal/inspect -update")
 }
 
 func isThread(body string) bool { return strings.Contains(body, `"thread"`) }
@@ -120,27 +121,4 @@ func short(s string) string {
 		s = s[:40] + "…" + s[len(s)-15:]
 	}
 	return fmt.Sprintf("%q", s)
-}
-
-func compareGolden(t *testing.T, file, got string) {
-	t.Helper()
-	if *update {
-		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got == string(want) {
-		return
-	}
-	g, w := strings.Split(got, "\n"), strings.Split(string(want), "\n")
-	for i := range min(len(g), len(w)) {
-		if g[i] != w[i] {
-			t.Fatalf("%s line %d: got\n%s\nwant\n%s\n(go test -run Recorded -update writes it anew; read the diff)", file, i+1, g[i], w[i])
-		}
-	}
-	t.Fatalf("%s has %d lines, want %d (go test -run Recorded -update)", file, len(w), len(g))
 }

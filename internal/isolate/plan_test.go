@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/golden"
 	"github.com/vallum/vallum/internal/isolate/fleet"
 )
 
@@ -72,18 +73,9 @@ func machine() *Snapshot {
 	}
 }
 
-func golden(t *testing.T, name string, got []byte) {
+func asGolden(t *testing.T, name string, got []byte) {
 	t.Helper()
-	file := filepath.Join("testdata", name)
-	if *update {
-		if err := os.WriteFile(file, got, 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(file)
-	if err != nil || !bytes.Equal(got, want) {
-		t.Errorf("%s differs (-update rewrites it): %v\n%s", file, err, got)
-	}
+	golden.Check(t, filepath.Join("testdata", name), string(got), *update, "go test ./internal/isolate -update")
 }
 
 func TestPlansAreAsTheyStandInTheGoldenFiles(t *testing.T) {
@@ -118,7 +110,7 @@ func TestPlansAreAsTheyStandInTheGoldenFiles(t *testing.T) {
 		if err := p.Print(&out); err != nil {
 			t.Fatal(err)
 		}
-		golden(t, "plan-"+name+".txt", out.Bytes())
+		asGolden(t, "plan-"+name+".txt", out.Bytes())
 		b, err := json.MarshalIndent(p, "", "  ")
 		if err != nil {
 			t.Fatal(err)

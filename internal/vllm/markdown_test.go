@@ -3,29 +3,19 @@ package vllm
 import (
 	"flag"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/vallum/vallum/internal/golden"
 )
 
-var updateDocs = flag.Bool("update", false, "rewrite docs/operations.md")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 func TestOperationsMarkdown(t *testing.T) {
 	name := filepath.Join("..", "..", "docs", "operations.md")
 	want := Markdown()
-	if *updateDocs {
-		if err := os.WriteFile(name, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(got) != want {
-		t.Errorf("%s is not what the catalogue says; rewrite it by: go test ./internal/vllm -run TestOperationsMarkdown -update", name)
-	}
+	golden.Check(t, name, want, *update, "go test ./internal/vllm -run TestOperationsMarkdown -update")
 	for _, op := range All() {
 		if !strings.Contains(want, "\n### "+op.ID+"\n") || !strings.Contains(want, "| ["+op.ID+"](") {
 			t.Errorf("the document leaves %s out", op.ID)

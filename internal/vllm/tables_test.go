@@ -2,19 +2,16 @@ package vllm
 
 import (
 	"encoding/json"
-	"flag"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
 
+	"github.com/vallum/vallum/internal/golden"
 	"github.com/vallum/vallum/internal/vllm/surface"
 	"github.com/vallum/vallum/internal/vllm/surface/all"
 )
-
-var updateGolden = flag.Bool("update-fields", false, "rewrite testdata/fields.golden.md")
 
 func TestTablesParse(t *testing.T) {
 	if _, err := parseTables(tableFiles); err != nil {
@@ -417,20 +414,7 @@ func TestEqualIsADefaultOrNothing(t *testing.T) {
 }
 
 func TestFieldsMarkdown(t *testing.T) {
-	const golden = "testdata/fields.golden.md"
-	got := FieldsMarkdown()
-	if *updateGolden {
-		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(golden)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s is not what the tables say; look at the difference after: go test ./internal/vllm -run TestFieldsMarkdown -update-fields", golden)
-	}
+	golden.Check(t, "testdata/fields.golden.md", FieldsMarkdown(), *update, "go test ./internal/vllm -run TestFieldsMarkdown -update")
 }
 
 func TestParseTablesRefuses(t *testing.T) {

@@ -4,11 +4,11 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/vallum/vallum/internal/golden"
 	"github.com/vallum/vallum/internal/isolate/fleet"
 )
 
@@ -41,15 +41,7 @@ func TestEveryTopologyAsItStandsInTheGoldenFile(t *testing.T) {
 			}
 			out.WriteByte('\n')
 		}
-		file := filepath.Join("testdata", top.name+".txt")
-		if *update {
-			if err := os.WriteFile(file, out.Bytes(), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if want, err := os.ReadFile(file); err != nil || !bytes.Equal(want, out.Bytes()) {
-			t.Errorf("%s differs (-update rewrites it): %v\n%s", file, err, out.Bytes())
-		}
+		golden.Check(t, filepath.Join("testdata", top.name+".txt"), out.String(), *update, "go test ./internal/isolate/env -update")
 	}
 }
 
