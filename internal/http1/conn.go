@@ -39,7 +39,8 @@ var errClientLeft = errors.New("the client closed the connection")
 // conn is one connection and the request that runs on it.
 type conn struct {
 	server *Server
-	rwc    net.Conn
+	raw    net.Conn // as it was accepted: what others than the connection's own goroutine may close
+	rwc    net.Conn // what is read and written: raw, or TLS over it
 	remote string
 	tls    *tls.ConnectionState
 	ctx    context.Context
@@ -172,14 +173,10 @@ func (c *conn) handle(w *response, req *http.Request) (ok bool) {
 
 // cut resets the connection: after a clean end an answer that lasts until the connection's end would look whole.
 func (c *conn) cut() {
-	raw := c.rwc
-	if secure, ok := raw.(*tls.Conn); ok {
-		raw = secure.NetConn()
-	}
-	if tcp, ok := raw.(*net.TCPConn); ok {
+	if tcp, ok := c.raw.(*net.TCPConn); ok {
 		_ = tcp.SetLinger(0)
 	}
-	_ = raw.Close()
+	_ = c.raw.Close()
 }
 
 // lingeringClose says that nothing more comes and reads on for a moment, so that the answer is not lost to a reset.

@@ -90,14 +90,14 @@ func (s *Server) start(rwc net.Conn) {
 	if s.Base != nil {
 		base = s.Base
 	}
-	c := &conn{server: s, rwc: rwc, remote: rwc.RemoteAddr().String()}
-	c.ctx, c.cancel = context.WithCancelCause(base)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing.Load() {
 		_ = rwc.Close()
 		return
 	}
+	c := &conn{server: s, raw: rwc, rwc: rwc, remote: rwc.RemoteAddr().String()}
+	c.ctx, c.cancel = context.WithCancelCause(base)
 	s.conns[c] = struct{}{}
 	s.running.Go(func() {
 		c.serve()
@@ -108,11 +108,12 @@ func (s *Server) start(rwc net.Conn) {
 }
 
 // Shutdown stops listening, closes connections on which no request runs, and waits for the others until the context
-// ends; then its error is the context's. It may be called again, with another context.
+// ends; then its error is the context's. It may be called again, with another context. Under TLS too the connection itself
+// is closed: a goodbye could wait seconds for a client that does not read.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stop(func(c *conn) {
 		if c.state.CompareAndSwap(idle, closed) {
-			_ = c.rwc.Close()
+			_ = c.raw.Close()
 		}
 	})
 	done := make(chan struct{})
@@ -132,7 +133,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 func (s *Server) Close() error {
 	s.stop(func(c *conn) {
 		c.state.Store(closed)
-		_ = c.rwc.Close()
+		_ = c.raw.Close()
 	})
 	return nil
 }
