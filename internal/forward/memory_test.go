@@ -3,12 +3,15 @@ package forward
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http/httptest"
 	"strings"
 	"testing"
 
+	"github.com/vallum/vallum/internal/spare"
 	"github.com/vallum/vallum/internal/verdict"
 )
 
@@ -128,6 +131,43 @@ func TestALargeEventTakesOfTheSharedMemory(t *testing.T) {
 		}
 		if want == verdict.NoMemory && !strings.HasSuffix(w.Body.String(), "data: ended no_memory\n\n") {
 			t.Errorf("%d bytes of room: it ends in %q", most, w.Body.String())
+		}
+	}
+}
+
+// keeping fails to write and goes on reading what it was given, as net/http's HTTP/2 does: a stream that its client resets
+// fails its writer's Write while the frame may still be on its way out.
+type keeping struct {
+	*httptest.ResponseRecorder
+	kept []byte
+}
+
+func (k *keeping) Write(b []byte) (int, error) {
+	k.kept = b
+	return 0, errors.New("stream closed")
+}
+
+// What is perhaps still being written to one caller must not become the memory of another's answer.
+func TestTheMemoryOfAWriteThatFailedIsNotUsedAgain(t *testing.T) {
+	body := `"` + strings.Repeat("a", 20<<10) + `"`
+	u := always(t, answer(body)).upstream(nil)
+	var all []*keeping
+	for range 20 {
+		w := &keeping{ResponseRecorder: httptest.NewRecorder()}
+		if out := u.Send(context.Background(), w, call(t, "{}")); out.Ended != verdict.ClientLeft || len(w.kept) != len(body) {
+			t.Fatalf("%+v", out)
+		}
+		all = append(all, w)
+		for range 4 { // somebody else's
+			b := spare.Borrow(len(body) + 1)
+			for b.B = b.B[:cap(b.B)]; len(b.B) > 0; b.B = b.B[1:] {
+				b.B[0] = 'z'
+			}
+		}
+	}
+	for i, w := range all {
+		if string(w.kept) != body {
+			t.Fatalf("answer %d was written over: %.20q", i, w.kept)
 		}
 	}
 }

@@ -170,29 +170,49 @@ func TestEachEventLeavesAtOnceOverHTTP2(t *testing.T) {
 // memory: the socket is empty, and still the next caller would be given them.
 func TestBytesNobodyAskedForOverTLS(t *testing.T) {
 	pool, certificate := authority(t)
-	for what, second := range map[string]func(c net.Conn, first, second string){
-		"in the same record": func(c net.Conn, first, second string) { _, _ = io.WriteString(c, first+second) },
-		"in the next record": func(c net.Conn, first, second string) {
-			_, _ = io.WriteString(c, first)
-			_, _ = io.WriteString(c, second)
-		},
-	} {
-		for _, size := range []int{2, 3000, 5000, 8000, 12000, 100_000} {
-			l, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			f := listenOn(t, tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{certificate}}), func(f *fake, c net.Conn, br *bufio.Reader) {
-				for f.request(br) {
-					second(c, answer(`"`+strings.Repeat("x", size-2)+`"`), answer(`{"of":"another request"}`))
+	server := &tls.Config{Certificates: []tls.Certificate{certificate}}
+	for _, size := range []int{2, 3000, 5000, 8000, 12000, 20_000, 30_000} {
+		for _, records := range []int{1, 2} {
+			f := listen(t, func(f *fake, raw net.Conn, _ *bufio.Reader) {
+				wire := &corked{Conn: raw}
+				c := tls.Server(wire, server)
+				for br := bufio.NewReader(c); f.request(br); {
+					text := answer(`"` + strings.Repeat("x", size-2) + `"`)
+					wire.held = []byte{} // in one packet, however many records
+					if records == 2 {
+						_, _ = io.WriteString(c, text)
+						text = ""
+					}
+					_, _ = io.WriteString(c, text+answer(`{"of":"another request"}`))
+					wire.pull()
 				}
 			})
 			u := f.upstream(https(&tls.Config{RootCAs: pool}))
 			for range 3 {
-				if _, w := send(u, call(t, "{}")); strings.Contains(w.Body.String(), "another") {
-					t.Errorf("%s, %d bytes: a caller got %q", what, size, w.Body)
+				if _, w := send(u, call(t, "{}")); strings.Contains(w.Body.String(), "another") || w.Body.Len() != size {
+					t.Errorf("%d bytes, %d records: a caller got %.40q", size, records, w.Body)
 				}
 			}
 		}
 	}
+}
+
+// corked keeps what is written while held is not nil.
+type corked struct {
+	net.Conn
+	held []byte
+}
+
+func (c *corked) Write(p []byte) (int, error) {
+	if c.held == nil {
+		return c.Conn.Write(p)
+	}
+	c.held = append(c.held, p...)
+	return len(p), nil
+}
+
+func (c *corked) pull() {
+	held := c.held
+	c.held = nil
+	_, _ = c.Conn.Write(held)
 }

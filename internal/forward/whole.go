@@ -103,6 +103,7 @@ func (x *exchange) write(h head, body []byte) {
 	x.out.Ended, x.out.UpMessage = x.call.Rewriter.Ended(), x.call.Rewriter.UpMessage()
 	if err != nil {
 		x.out.Ended, x.out.Cause = verdict.ClientLeft, fmt.Errorf("writing the answer: %w", err)
+		x.memory = nil // net/http's HTTP/2 may still be writing it, to a client that reset its stream: it is nobody else's
 	}
 }
 
