@@ -177,7 +177,9 @@ func (x *Exchange) forward(ctx context.Context, w http.ResponseWriter) {
 		Grant: x.grant, ID: x.request.ID, Body: x.body, MaxReply: x.gateway.Memory.largest(settings.MaxReply), Reply: x.reply,
 		Sent: x.sent, Room: x.held.room,
 	})
-	x.reply.Free()
+	if x.outcome.Ended != verdict.ClientLeft { // or a write of it may still be under way: net/http's HTTP/2, when a client resets its stream
+		x.reply.Free()
+	}
 	if !x.outcome.Written {
 		x.refuse(w, x.outcome.Refusal)
 	}
