@@ -104,7 +104,10 @@ func (c *conn) send(u *Upstream, call *Call) (int64, error) {
 	}
 	c.out = b
 	parts := net.Buffers{b, call.Body}
-	return parts.WriteTo(c.rw)
+	if c.secure {
+		return parts.WriteTo(c.rw)
+	}
+	return parts.WriteTo(c.raw) // package net's own has writev(2)
 }
 
 // copy sends a head and a body that is not in memory, exactly as long as declared.

@@ -9,6 +9,8 @@ import (
 	"net/url"
 	"slices"
 	"time"
+
+	"github.com/vallum/vallum/internal/sock"
 )
 
 // Target says where one vLLM server is. Key is a secret: it is sent to this server only, and stands in no error.
@@ -162,9 +164,9 @@ func (u *Upstream) connection(ctx context.Context, fresh bool) (*conn, error) {
 		return nil, fmt.Errorf("connecting to upstream %q: %w", u.name, err)
 	}
 	if u.tls == nil {
-		return newConn(raw, raw), nil
+		return newConn(sock.Of(raw), raw), nil
 	}
-	secure := tls.Client(raw, u.tls)
+	secure := tls.Client(sock.Of(raw), u.tls)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		return nil, fmt.Errorf("TLS with upstream %q: %w", u.name, err)

@@ -19,6 +19,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/vallum/vallum/internal/sock"
 )
 
 // Server serves the connections of its listeners. Its fields are not changed once Serve was called. Handlers get no
@@ -96,7 +98,7 @@ func (s *Server) start(rwc net.Conn) {
 		_ = rwc.Close()
 		return
 	}
-	c := &conn{server: s, raw: rwc, rwc: rwc, remote: rwc.RemoteAddr().String()}
+	c := &conn{server: s, raw: rwc, rwc: sock.Of(rwc), remote: rwc.RemoteAddr().String()}
 	c.ctx, c.cancel = context.WithCancelCause(base)
 	s.conns[c] = struct{}{}
 	s.running.Go(func() {
