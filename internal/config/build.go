@@ -7,6 +7,9 @@ import (
 	"github.com/vallum/vallum/internal/policy"
 )
 
+// maxBuffered is the memory for bodies where the file names none.
+const maxBuffered = 256 << 20
+
 // Defaults fills in what the file does not say. Nothing that it fills in opens anything.
 func (c *Config) Defaults() {
 	c.Version = 1
@@ -20,7 +23,7 @@ func (c *Config) Defaults() {
 	length(&c.Audit.Rotation, 24*time.Hour)
 	size(&c.Bodies.MaxJSON, 8<<20)
 	size(&c.Bodies.MaxForm, 32<<20)
-	size(&c.Bodies.MaxBuffered, 256<<20)
+	size(&c.Bodies.MaxBuffered, maxBuffered)
 	size(&c.Bodies.MaxReply, 64<<20)
 	length(&c.Timeouts.Header, 10*time.Second)
 	length(&c.Timeouts.Body, time.Minute)
@@ -35,6 +38,9 @@ func (c *Config) Defaults() {
 	}
 	for name, r := range c.Roles {
 		text(&r.Unknown, "drop")
+		if r.Limits.Burst == 0 {
+			r.Limits.Burst = r.Limits.RequestsPerMinute
+		}
 		c.Roles[name] = r
 	}
 }
@@ -91,8 +97,11 @@ func addModels(models []policy.Model, u Upstream) []policy.Model {
 
 func (r Role) rule(name string) policy.Role {
 	out := policy.Role{
-		Name: name, Models: r.Models, MaxOutputTokens: r.MaxOutput, RefuseUnknown: r.Unknown == "refuse",
-		Limits: policy.Limits{RequestsPerMinute: r.Limits.RequestsPerMinute, Burst: r.Limits.Burst, Concurrent: r.Limits.Concurrent, TokensPerMinute: r.Limits.TokensPerMinute},
+		Name: name, Models: r.Models, MaxOutputTokens: int64(r.MaxOutput), RefuseUnknown: r.Unknown == "refuse",
+		Limits: policy.Limits{
+			RequestsPerMinute: int64(r.Limits.RequestsPerMinute), Burst: int64(r.Limits.Burst),
+			Concurrent: int64(r.Limits.Concurrent), TokensPerMinute: int64(r.Limits.TokensPerMinute),
+		},
 	}
 	for _, op := range r.Operations {
 		out.Operations = append(out.Operations, policy.OperationName{Name: op.ID, Acknowledge: op.Acknowledge})

@@ -17,7 +17,7 @@ type Config struct {
 	Upstreams []Upstream        `yaml:"upstreams" jsonschema_description:"The vLLM servers."`
 	Aliases   map[string]string `yaml:"aliases" jsonschema_description:"Names that clients hard-code, and the served model that each means. The reply says the name that was asked."`
 	Roles     map[string]Role   `yaml:"roles" jsonschema_description:"What keys may do, by role. Built in: inference, monitor, operator."`
-	KeysFile  string            `yaml:"keys_file" jsonschema_description:"File of keys (name, role, SHA-256), in addition to the key store."`
+	KeysFile  string            `yaml:"keys_file" jsonschema_description:"File of keys (name, role, SHA-256), in addition to the key store: one a line, as NAME ROLE[,ROLE] HASH, then tenant=T and expires=2027-01-31 if wanted; # begins a comment. HASH is what printf %s \"$KEY\" | sha256sum prints. Read again when it changes."`
 	Bodies    Bodies            `yaml:"bodies" jsonschema_description:"Caps on request bodies."`
 	Audit     Audit             `yaml:"audit" jsonschema_description:"The record of every request."`
 	CORS      CORS              `yaml:"cors" jsonschema_description:"Browsers that may call. Default: none."`
@@ -31,7 +31,7 @@ type Config struct {
 type Listener struct {
 	Address      string   `yaml:"address" jsonschema_description:"HOST:PORT, or unix:/path of a UNIX socket. Port 0 takes a free one and prints it."`
 	TLS          *TLS     `yaml:"tls" jsonschema_description:"Certificate and key; reloaded when the files change."`
-	TerminatedBy []string `yaml:"terminated_by" jsonschema_description:"Networks (CIDR) of the proxies that end TLS: connections from elsewhere are refused, and X-Forwarded-For is believed from there only."`
+	TerminatedBy []string `yaml:"terminated_by" jsonschema_description:"Networks (CIDR) of the proxies that end TLS: connections from elsewhere are refused, and X-Forwarded-For is believed from there only. A network of everybody, as 0.0.0.0/0, is refused."`
 	Insecure     bool     `yaml:"insecure_plain_http" jsonschema_description:"Listen in plain HTTP on an address that is not loopback: keys and prompts cross the network in clear."`
 }
 
@@ -45,11 +45,11 @@ type TLS struct {
 type Upstream struct {
 	Name        string   `yaml:"name" jsonschema_description:"What records and metrics call it."`
 	URL         string   `yaml:"url" jsonschema_description:"http://HOST:PORT, https://HOST:PORT or unix:/path, without a path: vLLM is run without --root-path."`
-	KeyFile     string   `yaml:"key_file" jsonschema_description:"File that holds vLLM's own key (--api-key). No client ever sees it."`
+	KeyFile     string   `yaml:"key_file" jsonschema_description:"File that holds vLLM's own key (--api-key). No client ever sees it. Read again when it changes."`
 	Key         Secret   `yaml:"key" jsonschema_description:"The same from ${env:NAME} or ${credential:NAME} (systemd). Never the key itself."`
 	Models      []string `yaml:"models" jsonschema_description:"The models it serves. Default: what its /v1/models lists."`
-	CA          string   `yaml:"ca" jsonschema_description:"PEM file of the authorities that may have signed its certificate. Default: the system's."`
-	Certificate string   `yaml:"certificate" jsonschema_description:"PEM file of the client certificate that it asks for."`
+	CA          string   `yaml:"ca" jsonschema_description:"PEM file of the authorities that may have signed its certificate. Default: the system's. Read again when it changes."`
+	Certificate string   `yaml:"certificate" jsonschema_description:"PEM file of the client certificate that it asks for. Read again when it changes."`
 	CertKey     string   `yaml:"certificate_key" jsonschema_description:"PEM file of the client certificate's private key."`
 	SharedCache bool     `yaml:"insecure_shared_prefix_cache" jsonschema_description:"Serve several tenants although the release has no cache_salt: their prompts can be told from timing."`
 }
@@ -59,7 +59,7 @@ type Role struct {
 	Operations []Operation `yaml:"operations" jsonschema_description:"Operation ids, or groups as \"@inference\". See docs/operations.md."`
 	Models     []string    `yaml:"models" jsonschema_description:"Model names, or \"*\" for all that the upstreams serve."`
 	Limits     Limits      `yaml:"limits" jsonschema_description:"What each key of the role may use; counted per key."`
-	MaxOutput  int64       `yaml:"max_output_tokens" jsonschema_description:"Cap on the output tokens of one answer: written into requests that have none, and larger ones are refused."`
+	MaxOutput  Count       `yaml:"max_output_tokens" jsonschema_description:"Cap on the output tokens of one answer: written into requests that have none, and larger ones are refused."`
 	Unknown    string      `yaml:"unknown_fields" jsonschema_description:"drop (default): fields that no table names do not reach vLLM and are named in the record; refuse: they are refused."`
 }
 
@@ -71,10 +71,10 @@ type Operation struct {
 
 // Limits are what one key may use; absent is no limit of its kind.
 type Limits struct {
-	RequestsPerMinute int64 `yaml:"requests_per_minute" jsonschema_description:"Requests per minute, refilled evenly."`
-	Burst             int64 `yaml:"burst" jsonschema_description:"Requests at once. Default: requests_per_minute."`
-	Concurrent        int64 `yaml:"concurrent" jsonschema_description:"Requests that run at the same time."`
-	TokensPerMinute   int64 `yaml:"tokens_per_minute" jsonschema_description:"Prompt and completion tokens per minute: reserved before, settled by the real usage."`
+	RequestsPerMinute Count `yaml:"requests_per_minute" jsonschema_description:"Requests per minute, refilled evenly."`
+	Burst             Count `yaml:"burst" jsonschema_description:"Requests at once. Default: requests_per_minute."`
+	Concurrent        Count `yaml:"concurrent" jsonschema_description:"Requests that run at the same time."`
+	TokensPerMinute   Count `yaml:"tokens_per_minute" jsonschema_description:"Prompt and completion tokens per minute: reserved before, settled by the real usage."`
 }
 
 // Bodies caps request bodies.
@@ -113,6 +113,9 @@ type Timeouts struct {
 
 // Duration is a length of time, written as 90s, 15m, 24h or 90d. Zero is "not given".
 type Duration time.Duration
+
+// Count is a limit, written as 600 or 200_000. Zero is "not given": as a limit it is refused, for it would be none.
+type Count int64
 
 // Size is a number of bytes, written as 1000, 64KiB, 8MiB or 2GiB. Zero is "not given".
 type Size int64

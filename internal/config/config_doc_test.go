@@ -204,8 +204,8 @@ func mapped(t reflect.Type) *schema.Schema {
 		return &schema.Schema{Type: "string", Pattern: `^\$\{(env|credential):[^}]+\}$`, Examples: []any{"${env:VLLM_API_KEY}"}}
 	case reflect.TypeFor[Operation]():
 		return operationSchema()
-	case reflect.TypeFor[int64]():
-		return &schema.Schema{AnyOf: []*schema.Schema{number, {Type: "string", Pattern: `^[0-9][0-9_]*$`}}}
+	case reflect.TypeFor[Count]():
+		return &schema.Schema{AnyOf: []*schema.Schema{{Type: "integer", Minimum: "1"}, {Type: "string", Pattern: `^[1-9][0-9_]*$`}}}
 	}
 	return nil
 }
@@ -330,6 +330,7 @@ func TestSchemaRefusesWhatParseRefuses(t *testing.T) {
 		{right + "roles: {r: {operations: [\"@development\"], models: [m]}}\n", false},
 		{right + "roles: {r: {operations: [invocations.create], models: [m]}}\n", false},
 		{right + "audit: {sync: never}\n", false},
+		{right + "roles: {r: {operations: [chat.create], models: [m], limits: {concurrent: 0}}}\n", false},
 		{right + "audit: {retain: 1y}\n", false},
 		{right + "bodies: {max_json: 8MB}\n", false},
 		{right + "listen: [{address: \"127.0.0.1:1\", tls: {certificate: c}}]\n", false},

@@ -43,6 +43,9 @@ func (d *decoder) value(n *yaml.Node, path string, into reflect.Value) {
 	case Size:
 		d.parsed(n, path, into, func(s string) (any, error) { return parseSize(s) })
 		return
+	case Count:
+		d.parsed(n, path, into, func(s string) (any, error) { return parseCount(s) })
+		return
 	case Secret:
 		before := len(d.problems)
 		d.parsed(n, path, into, func(s string) (any, error) { return parseSecret(s) })
@@ -207,6 +210,17 @@ func parseSize(s string) (Size, error) {
 		return 0, fmt.Errorf("%q is not a size | 1000, 64KiB, 8MiB or 2GiB", s)
 	}
 	return Size(n * unit), nil
+}
+
+func parseCount(s string) (Count, error) {
+	n, err := strconv.ParseInt(strings.ReplaceAll(s, "_", ""), 10, 64)
+	switch {
+	case err == nil && n == 0:
+		return 0, errors.New("0 would be no limit | 1 or more; without this key there is no limit")
+	case err != nil || n < 0:
+		return 0, fmt.Errorf("%q is not a whole number from 1 | such as 600 or 200_000", s)
+	}
+	return Count(n), nil
 }
 
 func parseSecret(s string) (Secret, error) {

@@ -33,6 +33,14 @@ func (d Duration) String() string {
 	return t.String()
 }
 
+// MarshalYAML writes a limit, and none as absent.
+func (c Count) MarshalYAML() (any, error) {
+	if c == 0 {
+		return nil, nil
+	}
+	return int64(c), nil
+}
+
 // MarshalYAML writes a size as Parse reads it.
 func (s Size) MarshalYAML() (any, error) {
 	if s == 0 {

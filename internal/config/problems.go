@@ -86,7 +86,7 @@ func nearest(word string, words []string) string {
 	}
 	if best == "" { // api_key: key; keys: keys_file
 		for _, w := range words {
-			if len(w) > len(best) && len(w) > 2 && strings.Contains(strings.ToLower(word), w) || strings.HasPrefix(w, word+"_") {
+			if len(w) > len(best) && len(w) > 2 && strings.Contains(strings.ToLower(word), w) || len(word) > 2 && strings.HasPrefix(w, word) {
 				best = w
 			}
 		}

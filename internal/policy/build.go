@@ -37,7 +37,8 @@ type OperationName struct{ Name, Acknowledge string }
 type Model struct {
 	Name        string
 	Upstreams   []string
-	MaxModelLen int64 // tokens; 0 when not known
+	MaxModelLen int64 // tokens that fit all of its servers; 0 when not known
+	LongestLen  int64 // tokens that fit one of them; 0 for MaxModelLen
 	Created     int64 // seconds since 1970
 }
 
@@ -155,7 +156,7 @@ func (r *rule) grant(name OperationName) (what, right string) {
 	op, ok := vllm.ByID(name.Name)
 	switch {
 	case !ok:
-		return fmt.Sprintf("there is no operation %q", name.Name), "an id of docs/operations.md; nearest: " + nearest(name.Name)
+		return fmt.Sprintf("there is no operation %q", name.Name), "an id of docs/operations.md" + nearest(name.Name)
 	case op.Grant == vllm.Never:
 		return fmt.Sprintf("%q cannot be granted: %s", name.Name, op.Why), "leave it out"
 	case op.Grant == vllm.Acknowledged && name.Acknowledge != op.ID:
@@ -190,9 +191,9 @@ func (r *rule) grantGroup(group string) (what, right string) {
 	return fmt.Sprintf("there is no group %q", group), "@inference, @monitor, @operator, or a group of docs/operations.md"
 }
 
-// nearest is the operation whose id shares the longest beginning with the name.
+// nearest names the operation whose id shares the longest beginning with the name; none when that is no likeness.
 func nearest(name string) string {
-	best, shared := "", -1
+	best, shared := "", 2
 	for _, op := range vllm.All() {
 		n := 0
 		for n < len(op.ID) && n < len(name) && op.ID[n] == name[n] {
@@ -202,5 +203,8 @@ func nearest(name string) string {
 			best, shared = op.ID, n
 		}
 	}
-	return best
+	if best == "" {
+		return ""
+	}
+	return "; nearest: " + best
 }
