@@ -30,6 +30,7 @@ type disk struct {
 	reserve func(path string, size int64) error      // make path hold size bytes of real room
 	release func(path string) error                  // give that room back
 	free    func(dir string) (bytes uint64, ok bool) // room left; ok is false where it cannot be known
+	remove  func(path string) error                  // a segment that is too old
 }
 
 func osDisk() disk {
@@ -38,6 +39,7 @@ func osDisk() disk {
 		reserve: reserve,
 		release: func(path string) error { return os.Truncate(path, 0) },
 		free:    freeBytes,
+		remove:  os.Remove,
 	}
 }
 

@@ -20,7 +20,7 @@ type quota struct {
 	mu       sync.Mutex
 	left     int64
 	syncFail error
-	stuck    atomic.Bool // files cannot be cut
+	stuck    atomic.Bool // segments cannot be cut
 }
 
 func (q *quota) take(n int64) int64 {
@@ -84,7 +84,7 @@ func (f *quotaFile) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (f *quotaFile) Truncate(size int64) error {
-	if f.q.stuck.Load() {
+	if f.q.stuck.Load() && strings.HasSuffix(f.Name(), ".jsonl") {
 		return syscall.EIO
 	}
 	f.q.take(-(f.size - size))
@@ -309,6 +309,26 @@ func TestHalfAWriteThatCannotBeCutAtOnce(t *testing.T) {
 		}
 		if found, err := Find(dir, "x"); err != nil || len(found) != 1 {
 			t.Errorf("the kept line: %v, %v", found, err)
+		}
+	})
+}
+
+// Nor may its segment be sealed with them, when that lasts until the segment is old.
+func TestHalfAWriteIsNotSealed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := &quota{left: 5000}
+		dir := newDir(t)
+		l := mustOpen(t, dir, Options{disk: q.disk(), ReserveBytes: 10, MaxSegmentAge: time.Hour, Problem: func(error) {}})
+		q.stuck.Store(true)
+		untilFull(t, l)
+		q.set(1<<20, nil)
+		pass(2 * time.Hour)
+		q.stuck.Store(false)
+		pass(2 * time.Second)
+		fill(t, l, 1)
+		mustClose(t, l)
+		if r := mustVerify(t, dir, nil); r.Outcome != chain.Signed || r.Torn {
+			t.Errorf("%v", r)
 		}
 	})
 }

@@ -63,9 +63,10 @@ func (l *Log) prune(now time.Time) error {
 	if err := l.syncSegment(l.segment()); err != nil { // a power cut must not keep the deletion and lose the line
 		return err
 	}
-	var errs []error
-	for _, s := range list[:n] {
-		errs = append(errs, os.Remove(filepath.Join(l.dir, s.Name)))
+	for _, s := range list[:n] { // the oldest first, and none behind one that stays: that would be a hole
+		if err := l.opts.disk.remove(filepath.Join(l.dir, s.Name)); err != nil {
+			return err
+		}
 	}
-	return errors.Join(errs...)
+	return nil
 }

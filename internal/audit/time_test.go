@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -134,6 +135,34 @@ func TestRetentionDeletesSealedSegmentsAndSaysSo(t *testing.T) {
 		}
 		if got := python(t, dir, key); got != "" && got != "broken 1" {
 			t.Errorf("verify.py on an undeclared deletion: %s", got)
+		}
+	})
+}
+
+// A segment that cannot be deleted keeps those behind it: a hole would be taken for tampering.
+func TestRetentionLeavesNoHole(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := newDir(t)
+		d := osDisk()
+		oldest := ""
+		d.remove = func(path string) error {
+			if oldest == "" {
+				oldest = path
+			}
+			if path == oldest {
+				return syscall.EPERM // chattr +i
+			}
+			return os.Remove(path)
+		}
+		var problems []error
+		l := mustOpen(t, dir, Options{disk: &d, MaxSegmentAge: time.Hour, Retain: 7 * time.Hour, Problem: func(err error) { problems = append(problems, err) }})
+		for range 30 {
+			fill(t, l, 2)
+			pass(time.Hour)
+		}
+		mustClose(t, l)
+		if r := mustVerify(t, dir, nil); r.Outcome != chain.Signed || r.First != 1 || len(problems) == 0 || !errors.Is(problems[0], syscall.EPERM) {
+			t.Errorf("%v, %v", r, problems)
 		}
 	})
 }

@@ -124,7 +124,7 @@ func (l *Log) putRecord(r Record) error {
 // rotate seals the segment and begins the next; the caller holds l.w. Whatever fails leaves the log
 // writing to the segment it has: a segment that is too long is better than a chain with a hole.
 func (l *Log) rotate() {
-	if l.sealFailed || l.size == 0 {
+	if l.sealFailed || l.torn || l.size == 0 {
 		return
 	}
 	if err := l.nextSegment(l.opts.Now()); err != nil {
