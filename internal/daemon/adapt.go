@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -89,8 +90,8 @@ func (s *vllmServer) close() {
 
 // isolates reports whether the tenant's prompts stay apart from other tenants' on this server. Where the release has no
 // cache_salt for the operation, the first tenant has the server for itself.
-func (s *vllmServer) isolates(op *vllm.Operation, tenant string) bool {
-	if op.Salt == "" || s.shared || op.Salted(s.known.State().Release) {
+func (s *vllmServer) isolates(op *vllm.Operation, tenant string, release vllm.Release) bool {
+	if op.Salt == "" || s.shared || op.Salted(release) {
 		return true
 	}
 	s.mu.Lock()
@@ -107,22 +108,42 @@ type picker struct {
 	servers map[string]*vllmServer
 }
 
-func (p *picker) Pick(g policy.Grant) (gateway.Upstream, verdict.Verdict) {
-	known, err := p.set.Pick(g.Model(), g.Upstream(), releases(g))
-	switch {
-	case errors.Is(err, upstream.ErrDown), errors.Is(err, upstream.ErrNone):
-		return nil, verdict.Refuse(verdict.UpstreamUnavailable, fmt.Errorf("%w: %s", err, p.problems()))
-	case err != nil:
-		return nil, verdict.Refuse(verdict.UpstreamUnavailable, err)
+// Pick asks each server that is picked whether it may have the request, the second like the first, and goes past those
+// that may not. When none is left, the first of their refusals is the answer.
+func (p *picker) Pick(g policy.Grant, tried []string) (gateway.Upstream, verdict.Verdict) {
+	may, passed, first := releases(g), false, verdict.Verdict{}
+	for {
+		known, err := p.set.Pick(g.Model(), g.Upstream(), tried, may)
+		switch {
+		case err != nil && passed:
+			return nil, first
+		case errors.Is(err, upstream.ErrDown), errors.Is(err, upstream.ErrNone):
+			return nil, verdict.Refuse(verdict.UpstreamUnavailable, fmt.Errorf("%w: %s", err, p.problems()))
+		case err != nil:
+			return nil, verdict.Refuse(verdict.UpstreamUnavailable, err)
+		}
+		server := p.servers[known.Name()]
+		v := server.admits(g)
+		if !v.Refused() {
+			return &sender{server}, v
+		}
+		if !passed {
+			first, passed = v, true
+		}
+		tried = append(slices.Clip(tried), known.Name())
 	}
-	server := p.servers[known.Name()]
-	if !server.isolates(g.Operation(), g.Who().Tenant()) {
-		return nil, verdict.Refuse(verdict.CacheNotIsolated, fmt.Errorf("upstream %q runs vLLM %s, which has no cache_salt for %s", known.Name(), known.State().Version, g.Operation().ID))
+}
+
+// admits says whether the server's release may have the request, and keeps the tenant's prompts apart from others'.
+func (s *vllmServer) admits(g policy.Grant) verdict.Verdict {
+	st := s.known.State()
+	if v := g.For(st.Release); v.Refused() {
+		return v
 	}
-	if v := g.For(known.State().Release); v.Refused() {
-		return nil, v
+	if !s.isolates(g.Operation(), g.Who().Tenant(), st.Release) {
+		return verdict.Refuse(verdict.CacheNotIsolated, fmt.Errorf("upstream %q runs vLLM %s, which has no cache_salt for %s", st.Name, st.Version, g.Operation().ID))
 	}
-	return &sender{server}, verdict.Allow()
+	return verdict.Allow()
 }
 
 // releases says which releases may have the request; nil: all may.

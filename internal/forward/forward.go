@@ -150,14 +150,15 @@ func (x *exchange) ask() (head, verdict.Verdict) {
 	return h, verdict.Allow()
 }
 
-// connect takes a connection from the pool, or makes a new one, and ties it to the request's context.
+// connect takes a connection from the pool, or makes a new one, and ties it to the request's context. It is called only
+// while no connection has taken a byte of the request, so that its failure means: nothing left. A failed write never does.
 func (x *exchange) connect(fresh bool) verdict.Verdict {
 	c, err := x.up.connection(x.ctx, fresh)
 	if err != nil {
 		if x.ctx.Err() != nil {
 			return x.cancelled(err)
 		}
-		x.out.Ended = verdict.UpstreamError
+		x.out.Ended, x.out.Unsent = verdict.UpstreamError, true
 		return verdict.Refuse(verdict.UpstreamUnavailable, err)
 	}
 	x.conn, x.clean = c, false

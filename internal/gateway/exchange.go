@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -143,7 +144,7 @@ func (x *Exchange) choose() verdict.Verdict {
 	if x.op.Answered {
 		return verdict.Allow()
 	}
-	up, v := x.gateway.Upstreams.Pick(x.grant)
+	up, v := x.gateway.Upstreams.Pick(x.grant, nil)
 	if v.Refused() {
 		return v
 	}
@@ -173,15 +174,36 @@ func (x *Exchange) forward(ctx context.Context, w http.ResponseWriter) {
 	if x.held == nil {
 		x.held = &held{memory: x.gateway.Memory}
 	}
-	x.outcome = x.upstream.Send(ctx, w, Call{
-		Grant: x.grant, ID: x.request.ID, Body: x.body, MaxReply: x.gateway.Memory.largest(settings.MaxReply), Reply: x.reply,
-		Sent: x.sent, Room: x.held.room,
-	})
+	x.send(ctx, w)
 	if x.outcome.Ended != verdict.ClientLeft { // or a write of it may still be under way: net/http's HTTP/2, when a client resets its stream
 		x.reply.Free()
 	}
 	if !x.outcome.Written {
 		x.refuse(w, x.outcome.Refusal)
+	}
+}
+
+// send gives the request to the picked upstream, and to another one only when the outcome proves that not one byte of it
+// left: no connection could be made. What may have arrived anywhere is never sent again. Each upstream is tried once, and
+// each is picked as the first was: the grant, the release's gates and the tenant's cache are judged anew. What the caller
+// is told is how the last one ended.
+func (x *Exchange) send(ctx context.Context, w http.ResponseWriter) {
+	var tried []string
+	for {
+		x.outcome = x.upstream.Send(ctx, w, Call{
+			Grant: x.grant, ID: x.request.ID, Body: x.body, MaxReply: x.gateway.Memory.largest(x.gateway.Settings.MaxReply), Reply: x.reply,
+			Sent: x.sent, Room: x.held.room,
+		})
+		if !x.outcome.Unsent || x.outcome.Written || ctx.Err() != nil {
+			return
+		}
+		tried = append(tried, x.upstream.Name())
+		next, v := x.gateway.Upstreams.Pick(x.grant, tried)
+		if v.Refused() || slices.Contains(tried, next.Name()) {
+			return
+		}
+		x.gateway.Log.Warn("an upstream could not be reached; another gets the request", "id", x.request.ID, "upstream", x.upstream.Name(), "to", next.Name(), "error", x.outcome.Cause)
+		x.upstream, x.outcome = next, verdict.Outcome{}
 	}
 }
 

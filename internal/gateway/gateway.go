@@ -76,9 +76,9 @@ type Recorder interface {
 	Count(reason string, remote netip.Addr)
 }
 
-// Picker chooses a live upstream that may serve the grant.
+// Picker chooses a live upstream that may serve the grant, and none whose name is among those that were tried.
 type Picker interface {
-	Pick(policy.Grant) (Upstream, verdict.Verdict)
+	Pick(g policy.Grant, tried []string) (Upstream, verdict.Verdict)
 }
 
 // Upstream is one vLLM server.

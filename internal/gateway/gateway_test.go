@@ -111,7 +111,7 @@ func (f *fakes) Append(r audit.Record) (uint64, error) {
 
 func (f *fakes) Count(reason string, _ netip.Addr) { f.counted = append(f.counted, reason) }
 
-func (f *fakes) Pick(policy.Grant) (Upstream, verdict.Verdict) { return f, f.pick }
+func (f *fakes) Pick(policy.Grant, []string) (Upstream, verdict.Verdict) { return f, f.pick }
 
 func (f *fakes) Name() string { return "llama" }
 

@@ -115,7 +115,7 @@ func (s *Server) Done(o verdict.Outcome) {
 	}
 	switch {
 	case o.UpStatus == 0:
-		s.Failed(o.BytesUp == 0, fmt.Sprint(o.Cause))
+		s.Failed(o.Unsent, fmt.Sprint(o.Cause))
 	case o.UpStatus == 503 || o.UpStatus == 429:
 	case o.UpStatus >= 500:
 		s.Failed(false, fmt.Sprintf("it answers %d", o.UpStatus))
@@ -193,10 +193,10 @@ type Set struct {
 // NewSet makes a set of servers.
 func NewSet(servers []*Server) *Set { return &Set{servers: servers} }
 
-// Pick chooses in turn among the live servers of the model; of a named one, that one. The model is "" for operations
-// that have none. Servers of releases that may have the request are preferred; nil: all may. Errors: ErrUnknown,
-// ErrNone, ErrDown.
-func (s *Set) Pick(model, name string, may func(vllm.Release) bool) (*Server, error) {
+// Pick chooses in turn among the live servers of the model, but for those that were tried already; of a named one, that
+// one. The model is "" for operations that have none. Servers of releases that may have the request are preferred; nil:
+// all may. Errors: ErrUnknown, ErrNone, ErrDown.
+func (s *Set) Pick(model, name string, tried []string, may func(vllm.Release) bool) (*Server, error) {
 	var can, alive, well, unfit []*Server
 	for _, one := range s.servers {
 		if name != "" && one.spec.Name != name || model != "" && !one.Serves(model) {
@@ -204,7 +204,7 @@ func (s *Set) Pick(model, name string, may func(vllm.Release) bool) (*Server, er
 		}
 		can = append(can, one)
 		switch st := one.State(); {
-		case !st.Alive:
+		case !st.Alive, slices.Contains(tried, one.spec.Name):
 		case may != nil && !may(st.Release):
 			unfit = append(unfit, one)
 		case st.LeftOut:

@@ -71,7 +71,7 @@ func TestAServerComesUpIsLostAndComesBack(t *testing.T) {
 		done := make(chan struct{})
 		go func() { s.Run(ctx); close(done) }()
 		synctest.Wait()
-		if _, err := set.Pick("", "a", nil); !errors.Is(err, ErrDown) || s.State().Problem != "connection refused" {
+		if _, err := set.Pick("", "a", nil, nil); !errors.Is(err, ErrDown) || s.State().Problem != "connection refused" {
 			t.Fatalf("%v, %+v", err, s.State())
 		}
 		f.set(func() { f.down = nil })
@@ -81,16 +81,16 @@ func TestAServerComesUpIsLostAndComesBack(t *testing.T) {
 		if !st.Alive || st.Version != "0.32.0" || !st.Release.Known() || len(st.Models) != 1 || st.Models[0].MaxModelLen != 1024 || st.Warning != "" {
 			t.Fatalf("%+v", st)
 		}
-		if got, err := set.Pick("tiny", "", nil); err != nil || got != s {
+		if got, err := set.Pick("tiny", "", nil, nil); err != nil || got != s {
 			t.Fatal(got, err)
 		}
-		if _, err := set.Pick("other", "", nil); !errors.Is(err, ErrNone) {
+		if _, err := set.Pick("other", "", nil, nil); !errors.Is(err, ErrNone) {
 			t.Fatal(err)
 		}
 		f.set(func() { f.health = 503 })
 		s.Failed(true, "connection refused")
 		synctest.Wait()
-		if _, err := set.Pick("tiny", "", nil); !errors.Is(err, ErrDown) {
+		if _, err := set.Pick("tiny", "", nil, nil); !errors.Is(err, ErrDown) {
 			t.Fatal("a dead server is picked", err)
 		}
 		f.set(func() { f.health = 200 })
@@ -133,7 +133,7 @@ func TestAServerThatFailsIsLeftOut(t *testing.T) {
 		only := func(want *Server) {
 			t.Helper()
 			for range 4 {
-				if got, err := set.Pick("m", "", nil); err != nil || got != want {
+				if got, err := set.Pick("m", "", nil, nil); err != nil || got != want {
 					t.Fatalf("%v, %v", got, err)
 				}
 			}
@@ -158,7 +158,7 @@ func TestAServerThatFailsIsLeftOut(t *testing.T) {
 		fail(b)
 		got := map[*Server]int{}
 		for range 4 {
-			s, err := set.Pick("m", "", nil)
+			s, err := set.Pick("m", "", nil, nil)
 			if err != nil {
 				t.Fatal("all fail, and the model is gone: ", err)
 			}
@@ -187,7 +187,8 @@ func TestWhatCountsAgainstAServer(t *testing.T) {
 		{"a frozen engine", verdict.Outcome{Ended: verdict.TimedOut, BytesUp: 1}, true, true},
 		{"streams that break", verdict.Outcome{Ended: verdict.UpstreamEndedEarly, UpStatus: 200, BytesUp: 1}, true, true},
 		{"no HTTP", verdict.Outcome{Ended: verdict.UpstreamError, BytesUp: 1, Cause: gone}, true, true},
-		{"no connection", verdict.Outcome{Ended: verdict.UpstreamError, Cause: gone}, false, false},
+		{"a connection that breaks before the first byte", verdict.Outcome{Ended: verdict.UpstreamError, Cause: gone}, true, true},
+		{"no connection", verdict.Outcome{Ended: verdict.UpstreamError, Unsent: true, Cause: gone}, false, false},
 	} {
 		s := New(Spec{Name: "a"}, healthy(), nil)
 		s.set(func(st *State) { st.Alive = true })
@@ -282,7 +283,7 @@ func TestPickTakesTurnsAmongTheLiving(t *testing.T) {
 	set := NewSet(all)
 	got := map[string]int{}
 	for range 10 {
-		s, err := set.Pick("m", "", nil)
+		s, err := set.Pick("m", "", nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -291,10 +292,18 @@ func TestPickTakesTurnsAmongTheLiving(t *testing.T) {
 	if got["a"] != 5 || got["c"] != 5 || got["b"] != 0 {
 		t.Errorf("%v", got)
 	}
-	if _, err := set.Pick("m", "b", nil); !errors.Is(err, ErrDown) {
+	for range 4 {
+		if s, err := set.Pick("m", "", []string{"a"}, nil); err != nil || s.Name() != "c" {
+			t.Errorf("a was tried, and %v is picked: %v", s, err)
+		}
+	}
+	if _, err := set.Pick("m", "", []string{"a", "c"}, nil); !errors.Is(err, ErrDown) {
+		t.Error("all that live were tried: ", err)
+	}
+	if _, err := set.Pick("m", "b", nil, nil); !errors.Is(err, ErrDown) {
 		t.Error(err)
 	}
-	if _, err := set.Pick("m", "z", nil); !errors.Is(err, ErrUnknown) {
+	if _, err := set.Pick("m", "z", nil, nil); !errors.Is(err, ErrUnknown) {
 		t.Error(err)
 	}
 }
@@ -313,7 +322,7 @@ func TestPickPrefersReleasesThatMayHaveTheRequest(t *testing.T) {
 	picked := func() map[string]int {
 		got := map[string]int{}
 		for range 12 {
-			s, err := set.Pick("m", "", func(r vllm.Release) bool { return !may(r) })
+			s, err := set.Pick("m", "", nil, func(r vllm.Release) bool { return !may(r) })
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -46,6 +46,7 @@ type Outcome struct {
 	Ended      Ended         // how it ended
 	Cause      error         // for the operator; nil on success
 	BytesUp    int64         // body bytes sent upstream
+	Unsent     bool          // no connection could be made: not one byte of the request left, and another upstream may have it
 	BytesDown  int64         // body bytes sent to the caller
 	FirstByte  time.Duration // from sending to the first body byte or event of the answer; 0 when none came
 	Upstream   time.Duration // from sending to the upstream's last byte
