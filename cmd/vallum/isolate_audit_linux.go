@@ -29,8 +29,8 @@ func newIsolateAudit(s streams) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "audit",
 		Short: "Judges every socket of vLLM and Ray: inside, guarded or outside",
-		Long: "Exit status 0: nothing is outside; 1: something is; 3: no socket of vLLM or Ray was seen, so that nothing was\n" +
-			"judged; 4: no socket is outside, but there are RDMA devices or NVLink, or settings that lead to them, which no rule\n" +
+		Long: "Exit status 0: nothing is outside; 1: something is; 3: no socket of vLLM or Ray was seen, or not everything could\n" +
+			"be looked at; 4: no socket is outside, but there are RDMA devices or NVLink, or settings that lead to them, which no rule\n" +
 			"and no tunnel sees. Of the processes' environments only the variables are read that say how NCCL, UCX, gloo and\n" +
 			"vLLM reach other nodes. Some sockets live only while vLLM starts (the handshake and the store of data parallel):\n" +
 			"--watch 2m, begun before vLLM, sees those too, and counts what the rules refuse meanwhile.",
@@ -111,9 +111,12 @@ func (s streams) watch(ctx context.Context, snapshot *isolate.Snapshot, long tim
 	all := newSeen(snapshot)
 	fmt.Fprintf(s.err, "vallum: watching for %s; start vLLM now\n", long)
 	for ctx.Err() == nil {
-		sockets, _, err := observe.Sockets()
+		sockets, unseen, err := observe.Sockets()
 		if err != nil {
 			return err
+		}
+		if unseen > 0 && len(snapshot.Missing) == 0 {
+			snapshot.Missing = append(snapshot.Missing, isolate.Missing{What: "sockets", Cause: fmt.Sprintf("%d process(es) could not be looked into at some time; root sees the most", unseen)})
 		}
 		for _, k := range sockets {
 			if all.addSocket(k) && k.Of != "" && k.Listening {
@@ -208,6 +211,9 @@ func (s streams) printAudit(r audit.Report) error {
 	}
 	for _, n := range r.NotProtected {
 		fmt.Fprintf(s.out, "NOT PROTECTED: %s\n", n)
+	}
+	for _, m := range r.Missing {
+		fmt.Fprintf(s.out, "not observed: %s\n", m)
 	}
 	for _, h := range r.Hints {
 		s.hint("%s", h)

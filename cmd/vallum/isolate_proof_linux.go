@@ -7,19 +7,21 @@ import (
 	"github.com/vallum/vallum/internal/isolate/wire"
 )
 
-// proof is what verify has found: said line by line, or all at once as JSON. The zero proof is one in which nothing
-// failed, because nothing was tried.
+// proof is what verify has found: said line by line, or all at once as JSON. The zero proof holds nothing: where nothing
+// was asked, nothing is proven.
 type proof struct {
 	s                    streams
 	asJSON               bool
 	failed, inconclusive bool
 
-	Node     string           `json:"node,omitempty"` // this one; an outsider has no name
-	Checks   []proven         `json:"checks"`
-	Notes    []string         `json:"notes,omitempty"`
-	Wire     *wire.Report     `json:"wire,omitempty"`
-	Measured []measure.Result `json:"measured,omitempty"`
-	Status   int              `json:"status"` // of the command's exit
+	Node   string   `json:"node,omitempty"` // this one; an outsider has no name
+	Checks []proven `json:"checks"`
+	Notes  []string `json:"notes,omitempty"`
+	// NotProtected is what carries traffic past all that is asked.
+	NotProtected []string         `json:"not_protected,omitempty"`
+	Wire         *wire.Report     `json:"wire,omitempty"`
+	Measured     []measure.Result `json:"measured,omitempty"`
+	Status       int              `json:"status"` // of the command's exit
 }
 
 // proven is one question and its answer.
@@ -41,6 +43,14 @@ func (p *proof) check(holds bool, mark, format string, args ...any) {
 	p.say("%s%s", mark, what)
 }
 
+// unsure is a question that could not be asked: neither yes nor no.
+func (p *proof) unsure(format string, args ...any) {
+	p.inconclusive = true
+	what := fmt.Sprintf(format, args...)
+	p.Notes = append(p.Notes, what)
+	p.say("?     %s", what)
+}
+
 // note is what neither holds nor fails.
 func (p *proof) note(format string, args ...any) {
 	what := fmt.Sprintf(format, args...)
@@ -58,11 +68,16 @@ func (p *proof) say(format string, args ...any) {
 // end is the command's answer: one failure outweighs all that could not be tried.
 func (p *proof) end() error {
 	var err error
+	if len(p.Checks) == 0 && !p.inconclusive {
+		p.unsure("nothing was asked: the manifest has no other node")
+	}
 	switch {
 	case p.failed:
 		p.Status, err = exitNo, errNo
 	case p.inconclusive:
 		p.Status, err = exitInconclusive, statusError(exitInconclusive)
+	case len(p.NotProtected) > 0:
+		p.Status, err = exitNotProtected, statusError(exitNotProtected)
 	}
 	if p.asJSON {
 		if err := p.s.printJSON(p); err != nil {

@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,6 +17,7 @@ import (
 	"github.com/vallum/vallum/internal/isolate/apply"
 	"github.com/vallum/vallum/internal/isolate/audit"
 	"github.com/vallum/vallum/internal/isolate/fleet"
+	"github.com/vallum/vallum/internal/isolate/knock"
 	"github.com/vallum/vallum/internal/isolate/tunnel"
 	"github.com/vallum/vallum/internal/isolate/wire"
 )
@@ -39,7 +39,8 @@ func newIsolateVerify(s streams) *cobra.Command {
 		Long: "On a node: every peer must answer inside the overlay and be silent outside it. --wire looks at the underlay's packets\n" +
 			"for as long as it is told: send a marked prompt meanwhile and give its token ids, because vLLM never sends the text.\n" +
 			"--as-outsider needs no keys: run it on a machine that is no member, with the nodes' addresses.\n" +
-			"Exit status 0: it holds; 1: it does not; 3: nothing was seen or measured, so that nothing is proven.\n\n" +
+			"Exit status 0: it holds; 1: it does not; 3: something was not seen, not asked or not measured, so that it is not proven;\n" +
+			"4: what was asked holds, and there are RDMA devices or NVLink, of which nothing here sees anything.\n\n" +
 			"--measure takes round trips and throughput to every peer that runs --measure-serve meanwhile, and says what they mean\n" +
 			"for tensor, pipeline and data parallelism: at most 2 s and 256 MiB a path. With --bare on both sides it measures the\n" +
 			"underlay too, with zeros in clear; no rule is opened, because both ends connect to each other at once.",
@@ -55,7 +56,7 @@ func newIsolateVerify(s streams) *cobra.Command {
 	c.Flags().DurationVar(&v.watch, "wire", 0, "look at the underlay's packets for this long")
 	c.Flags().StringVar(&v.tokens, "tokens", "", "token ids of the marked prompt, side by side: 9906,11,1917")
 	c.Flags().StringVar(&v.text, "text", "", "text of the marked prompt")
-	c.Flags().StringVar(&v.ports, "ports", "", "TCP ports to try, such as 8000,29501,30000-31000 (default: vLLM's well-known ones)")
+	c.Flags().StringVar(&v.ports, "ports", "", "TCP ports to try, such as 8000,29501,30000-31000 (default: vLLM's well-known ones, and 64 of those that the kernel chooses)")
 	c.Flags().BoolVar(&v.asJSON, "json", false, "as JSON")
 	v.measuring.flags(c)
 	return c
@@ -71,7 +72,7 @@ func (v *verification) run(ctx context.Context, s streams, args []string) error 
 	}
 	p := &proof{s: s, asJSON: v.asJSON, Checks: []proven{}}
 	if v.outsider {
-		if err := p.outside(ctx, args, ports); err != nil {
+		if err := p.outside(ctx, args, ports, v.in.state); err != nil {
 			return err
 		}
 		return p.end()
@@ -91,6 +92,12 @@ func (v *verification) run(ctx context.Context, s streams, args []string) error 
 		return s.serveMeasuring(ctx, plan, self, v.measuring)
 	}
 	p.Node = plan.Node
+	if v.ports == "" && !slices.Contains(ports, plan.APIPort) {
+		ports = append(ports, plan.APIPort)
+	}
+	if err := p.bypasses(); err != nil {
+		return err
+	}
 	p.peers(ctx, plan, ports)
 	if v.watch > 0 {
 		if err := p.wire(ctx, plan, self.Endpoint, needles, v.watch); err != nil {
@@ -141,9 +148,12 @@ func parseNeedles(tokens, text string) ([][]byte, error) {
 	return wire.Needles(ids, text)
 }
 
+// sampled is how many of the ports that the kernel chooses are tried.
+const sampled = 64
+
 func parsePorts(s string) ([]uint16, error) {
 	if s == "" {
-		return append(audit.Ports(), 8000), nil
+		return append(append(audit.Ports(), 8000), knock.Sample(sampled)...), nil
 	}
 	var list []uint16
 	for f := range strings.SplitSeq(s, ",") {
@@ -166,22 +176,24 @@ func parsePorts(s string) ([]uint16, error) {
 // peers asks every peer inside, and knocks outside. Liveness comes from the tunnel: vLLM's /health stays 200 when the
 // tunnel is dead.
 func (p *proof) peers(ctx context.Context, plan *isolate.Plan, ports []uint16) {
-	for _, peer := range plan.Peers {
-		for _, a := range peer.Allowed {
-			took, err := echoFrom(plan, a.Addr())
-			if err != nil {
-				p.fail("%s does not answer inside the overlay at %s: %v", peer.Name, a.Addr(), err)
-				continue
-			}
-			p.ok("%s answers inside the overlay at %s in %s", peer.Name, a.Addr(), took.Round(10*time.Microsecond))
+	reports, inside := make([]knock.Report, len(plan.Peers)), make([][]func(), len(plan.Peers))
+	var asking sync.WaitGroup
+	for i, peer := range plan.Peers {
+		asking.Go(func() { reports[i] = knock.Ask(ctx, peer.Endpoint.Addr(), ports, false, channelOf) })
+		inside[i] = make([]func(), len(peer.Allowed))
+		for j, a := range peer.Allowed {
+			asking.Go(func() {
+				took, err := echoFrom(ctx, plan, a.Addr())
+				inside[i][j] = func() { p.answered(peer.Name, a.Addr(), took, err) }
+			})
 		}
-		answers := knock(ctx, peer.Endpoint.Addr(), ports)
-		for _, answer := range answers {
-			p.fail("%s answers outside the overlay: %s", peer.Name, answer)
+	}
+	asking.Wait()
+	for i, peer := range plan.Peers {
+		for _, say := range inside[i] {
+			say()
 		}
-		if len(answers) == 0 {
-			p.ok("%s is silent outside the overlay on %d port(s) of %s", peer.Name, len(ports), peer.Endpoint.Addr())
-		}
+		p.strangers(fmt.Sprintf("%s, at %s outside the overlay,", peer.Name, peer.Endpoint.Addr()), reports[i])
 	}
 	if list, err := tunnel.Handshakes(plan); err == nil {
 		for _, h := range list {
@@ -192,71 +204,117 @@ func (p *proof) peers(ctx context.Context, plan *isolate.Plan, ports []uint16) {
 	}
 }
 
-func echoFrom(p *isolate.Plan, to netip.Addr) (took time.Duration, err error) {
+func (p *proof) answered(peer string, at netip.Addr, took time.Duration, err error) {
+	if err != nil {
+		p.fail("%s does not answer inside the overlay at %s: %v", peer, at, err)
+		return
+	}
+	p.ok("%s answers inside the overlay at %s in %s", peer, at, took.Round(10*time.Microsecond))
+}
+
+// shaking is how often a peer is asked, a second each: WireGuard repeats a handshake that was lost only after 5 s
+// (REKEY_TIMEOUT).
+const shaking = 8
+
+func echoFrom(ctx context.Context, p *isolate.Plan, to netip.Addr) (took time.Duration, err error) {
 	own := ownFor(p, to)
 	if !own.IsValid() {
 		return 0, errors.New("this node has no overlay address of that family")
 	}
-	// The first packet may wait for a handshake.
-	for range 3 {
-		if _, err = wire.Echo(own, to, time.Second); err == nil {
-			return wire.Echo(own, to, time.Second)
+	met := false
+	for range shaking {
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
 		}
+		took, err = knock.Echo(own, to, time.Second)
+		if err == nil && met {
+			return took, nil
+		}
+		met = met || err == nil // the first may have waited for the handshake
 	}
-	return 0, err
+	return took, err
 }
 
-// knock tries TCP ports side by side and says which answered. A refusal is an answer too: it came past the rules.
-func knock(ctx context.Context, addr netip.Addr, ports []uint16) (answers []string) {
-	var mu sync.Mutex
-	var wait sync.WaitGroup
-	slots := make(chan struct{}, 256)
-	for _, port := range ports {
-		slots <- struct{}{}
-		wait.Go(func() {
-			defer func() { <-slots }()
-			d := net.Dialer{Timeout: time.Second}
-			c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(addr, port).String())
-			answer := ""
-			switch {
-			case err == nil:
-				_ = c.Close()
-				answer = fmt.Sprintf("port %d is open", port)
-			case errors.Is(err, syscall.ECONNREFUSED):
-				answer = fmt.Sprintf("port %d is closed, and says so: no rule keeps strangers from it", port)
-			default:
-				return
-			}
-			if name := audit.PortChannel(port, 8000); name != "" {
-				answer += " (" + name + ")"
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			answers = append(answers, answer)
-		})
+// bypasses names what carries traffic past everything that is asked here.
+func (p *proof) bypasses() error {
+	snapshot, err := observeMachine("")
+	if err != nil {
+		return err
 	}
-	wait.Wait()
-	return answers
+	for _, b := range snapshot.Bypasses {
+		p.NotProtected = append(p.NotProtected, b.Text())
+		p.say("NOT PROTECTED: %s", b.Text())
+	}
+	return nil
 }
 
-func (p *proof) outside(ctx context.Context, args []string, ports []uint16) error {
+// channelOf is what vLLM uses a port for.
+func channelOf(port uint16) string { return audit.PortChannel(port, 8000) }
+
+// strangers says what came of knocking.
+func (p *proof) strangers(who string, r knock.Report) {
+	for _, answer := range r.Answers {
+		p.fail("%s answers: %s", who, answer)
+	}
+	for _, why := range r.Unasked {
+		p.unsure("%s could not be asked: %s", who, why)
+	}
+	if r.Silent() {
+		p.ok("%s is silent: %d questions, no answer", who, r.Asked)
+	}
+}
+
+// outside asks as a stranger. Silence is also what a machine gives that is switched off: whether it is up is a member's to
+// say.
+func (p *proof) outside(ctx context.Context, args []string, ports []uint16, state string) error {
 	if len(args) == 0 {
 		return usagef("--as-outsider needs the nodes' addresses: those of the underlay, and those of the overlay routed to them")
 	}
+	if err := refuseMember(state); err != nil {
+		return err
+	}
+	snapshot, err := observeMachine("")
+	if err != nil {
+		return err
+	}
+	var all []netip.Addr
 	for _, arg := range args {
 		addr, err := netip.ParseAddr(arg)
 		if err != nil {
 			return usagef("%q is not an address", arg)
 		}
-		answers := knock(ctx, addr, ports)
-		for _, answer := range answers {
-			p.fail("%s: %s", addr, answer)
+		if snapshot.Own(addr.Unmap()) {
+			return usagef("%s is an address of this machine: an outsider asks others", addr)
 		}
-		if len(answers) == 0 {
-			p.ok("%s is silent on %d port(s)", addr, len(ports))
-		}
+		all = append(all, addr.Unmap())
+	}
+	reports := make([]knock.Report, len(all))
+	var asking sync.WaitGroup
+	for i, addr := range all {
+		asking.Go(func() { reports[i] = knock.Ask(ctx, addr, ports, true, channelOf) })
+	}
+	asking.Wait()
+	for i, addr := range all {
+		p.strangers(addr.String(), reports[i])
+	}
+	if !p.failed && !p.inconclusive {
+		p.note("a machine that is off is silent too: vallum isolate verify on a member says that it is up")
 	}
 	return nil
+}
+
+// refuseMember refuses to pose as an outsider on a machine that is none: its own rules keep overlay addresses off the
+// underlay, so that it would hear nothing whatever the others let in.
+func refuseMember(state string) error {
+	dir, err := isolateState(state)
+	if err != nil {
+		return err
+	}
+	plan, _, err := (apply.State{Dir: dir}).Applied()
+	if err != nil || plan == nil {
+		return err
+	}
+	return fmt.Errorf("this machine is node %q of fleet %q, and no outsider: run it on a machine without the overlay", plan.Node, plan.Fleet)
 }
 
 func (p *proof) wire(ctx context.Context, plan *isolate.Plan, own netip.AddrPort, needles [][]byte, watch time.Duration) error {
@@ -281,6 +339,12 @@ func (p *proof) wire(ctx context.Context, plan *isolate.Plan, own netip.AddrPort
 	}
 	if r.Lost > 0 {
 		p.say("      %d packet(s) came too fast to be looked at: watch for a shorter time, or with less traffic", r.Lost)
+	}
+	if r.Sought && r.Crossed > 0 {
+		p.say("      the marked prompt crossed inside the tunnel in %d packet(s)", r.Crossed)
+	}
+	if r.Sought && r.Crossed == 0 {
+		p.note("the marked prompt was not seen inside the tunnel either: nobody sent it meanwhile, or it has other token ids")
 	}
 	p.say("wire: %s; %d packet(s) of the tunnel that carried something", r.Verdict, r.Tunnel)
 	switch r.Verdict {

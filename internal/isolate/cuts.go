@@ -72,7 +72,7 @@ func (s *Snapshot) bridge() string {
 // RefusedForward reports whether the rules would refuse a new packet that this machine passes on between two others.
 func (s *Snapshot) RefusedForward(r Ruleset, from, to netip.Addr) bool {
 	from, to = from.Unmap(), to.Unmap()
-	if s.own(from) || s.own(to) {
+	if s.Own(from) || s.Own(to) {
 		return false
 	}
 	d, _ := s.towards(from)
@@ -110,7 +110,7 @@ func cutOf(k Socket, s *Snapshot, r Ruleset, device string, inbound bool) (Cut, 
 // Refused reports whether the rules would refuse a new packet from another machine to this one.
 func (s *Snapshot) Refused(r Ruleset, protocol string, from netip.Addr, to netip.AddrPort) bool {
 	from, to = from.Unmap(), netip.AddrPortFrom(to.Addr().Unmap(), to.Port())
-	if from.IsLoopback() || s.own(from) || !s.own(to.Addr()) {
+	if from.IsLoopback() || s.Own(from) || !s.Own(to.Addr()) {
 		return false
 	}
 	d, _ := s.towards(from)

@@ -166,7 +166,7 @@ func hosts(m *fleet.Manifest, n fleet.Node) []string {
 func warnings(m *fleet.Manifest, s *Snapshot, p *Plan) []string {
 	var w []string
 	for _, n := range m.Nodes {
-		if _, ok := s.towards(n.Endpoint.Addr()); !ok && !s.own(n.Endpoint.Addr()) {
+		if _, ok := s.towards(n.Endpoint.Addr()); !ok && !s.Own(n.Endpoint.Addr()) {
 			w = append(w, fmt.Sprintf("there is no route to %s of node %q", n.Endpoint.Addr(), n.Name))
 		}
 	}

@@ -60,6 +60,9 @@ type Socket struct {
 	Process   string         `json:"process"`   // the command's name
 	Of        string         `json:"of"`        // vllm or ray when the process or one that started it is; otherwise empty
 	Namespace string         `json:"namespace"` // of the network; empty for the one that was asked
+	// Past is a device of another namespace by which it is reached without passing this machine's rules, such as a macvlan;
+	// of vLLM's and Ray's sockets only.
+	Past string `json:"past,omitempty"`
 }
 
 // Table is a table of nftables, with the names of its chains.
@@ -92,8 +95,8 @@ func (s *Snapshot) towards(addr netip.Addr) (Device, bool) {
 	return s.device(best.Device)
 }
 
-// own reports whether the address is one of this machine's, overlay left out.
-func (s *Snapshot) own(addr netip.Addr) bool {
+// Own reports whether the address is one of this machine's.
+func (s *Snapshot) Own(addr netip.Addr) bool {
 	for _, d := range s.Devices {
 		if slices.ContainsFunc(d.Addresses, func(p netip.Prefix) bool { return p.Addr() == addr }) {
 			return true

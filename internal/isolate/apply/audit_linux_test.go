@@ -60,7 +60,10 @@ func TestAWatchSeesSocketsThatLiveOnlyAtTheStart(t *testing.T) {
 			t.Errorf("%s is not %s in the report of the watch: %+v", at, want, r.Findings)
 		}
 	}
-	if now, _, _ := a.run("audit"); strings.Contains(now, ":29550 ") {
+	now, _, _ := a.run("audit")
+	if slices.ContainsFunc(strings.Split(now, "\n"), func(l string) bool { // of other machines' servers it sees them too
+		return strings.Contains(l, ":29550 ") && !strings.Contains(l, "another network namespace")
+	}) {
 		t.Error("the socket is still there: the watch was not needed, and this proves nothing")
 	}
 }

@@ -2,6 +2,7 @@ package apply_test
 
 import (
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -79,15 +80,40 @@ func TestExecLooksAtEveryPartOfTheOverlay(t *testing.T) {
 	}
 }
 
-// Sockets are per network namespace: an audit that looked only into its own would miss every container.
+// Sockets are per network namespace: an audit that looked only into its own would miss every container. What this machine
+// forwards to one is refused by its rules; a container that is plugged in elsewhere they do not see.
 func TestAuditSeesOtherNetworkNamespaces(t *testing.T) {
 	l := newLab(t, "a", "b", "x")
 	a, x := l.hosts["a"], l.hosts["x"]
 	l.sign(nil, "a", "b")
+	c := a.container(t, dockersRules)
 	a.up(t)
-	x.vllm(t, "vllm", "0.0.0.0:14580")
-	out, _, _ := a.run("audit")
-	if got := lineWith(out, ":14580 "); !strings.Contains(got, "guarded") || !strings.Contains(got, "in another network namespace, guarded by rule not-forwarded") {
-		t.Errorf("a process in another namespace: %q\n%s", got, out)
+	c.vllm(t, "vllm", "0.0.0.0:14580")
+	x.vllm(t, "vllm", "0.0.0.0:14581")
+	find := func(port, want string) {
+		t.Helper()
+		out, _, _ := a.run("audit")
+		if got := lineWith(out, ":"+port+" "); !strings.Contains(got, want) {
+			t.Errorf("port %s: %q, want %q\n%s", port, got, want, out)
+		}
 	}
+	find("14580", "in another network namespace, guarded by rule not-forwarded")
+	find("14581", `with a device "eth0" that this machine's rules do not see`)
+	// An adapter on the container's bridge joins it to another network, unless what crosses bridges passes the rules.
+	a.do(func() {
+		must(t, netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "past0"}, VxlanId: 7, Port: 4789}))
+		must(t, netlink.LinkSetMaster(link(t, "past0"), link(t, "docker0")))
+		for _, family := range []string{"ip", "ip6"} { // the namespace's own; not there where bridges have no rules
+			_ = os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-"+family+"tables", []byte("0"), 0o644)
+		}
+	})
+	find("14580", `with a device "eth0" that this machine's rules do not see`)
+	a.do(func() { must(t, netlink.LinkDel(link(t, "past0"))) })
+	find("14580", "guarded by rule not-forwarded")
+	a.do(func() {
+		must(t, netlink.LinkAdd(&netlink.Macvlan{LinkAttrs: netlink.LinkAttrs{Name: "past1", ParentIndex: link(t, "eth0").Attrs().Index, Namespace: netlink.NsFd(c.handle)}, Mode: netlink.MACVLAN_MODE_BRIDGE}))
+	})
+	find("14580", "guarded by rule not-forwarded") // it is down
+	c.do(func() { must(t, netlink.LinkSetUp(link(t, "past1"))) })
+	find("14580", `with a device "past1" that this machine's rules do not see`)
 }

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/vallum/vallum/internal/isolate/knock"
 )
 
 // What makes this test program pose as a process of vLLM, by another name.
@@ -129,7 +131,7 @@ func TestVerifyProvesInsideOutsideAndTheWire(t *testing.T) {
 		out, said, code := a.run(append([]string{"verify", "--config", a.file("vallum.yaml")}, args...)...)
 		return out + said, code
 	}
-	if out, code := verify(); code != 0 || !strings.Contains(out, "b answers inside the overlay at 10.99.0.2") || !strings.Contains(out, "b is silent outside") {
+	if out, code := verify(); code != 0 || !strings.Contains(out, "b answers inside the overlay at 10.99.0.2") || !strings.Contains(out, "b, at 192.0.2.2 outside the overlay, is silent") {
 		t.Errorf("exit %d\n%s", code, out)
 	}
 	// Three different answers: the tunnel carries something, something goes past it, nothing was seen.
@@ -151,13 +153,21 @@ func TestVerifyProvesInsideOutsideAndTheWire(t *testing.T) {
 	killed := make(chan struct{})
 	go func() {
 		defer close(killed)
-		<-time.After(2500 * time.Millisecond) // while the wire is looked at: the peers take a second
+		<-time.After(knock.Wait + 1500*time.Millisecond) // while the wire is looked at, after the peers were asked
 		a.killTunnel(t, false)
 	}()
 	out, code := verify("--wire", "4s")
 	<-killed
 	if code != 0 || !strings.Contains(out, "wire: clean") {
 		t.Errorf("a tunnel that was started again: exit %d\n%s", code, out)
+	}
+	// The prompt's absence counts when it was seen inside: by its text, which says of this lab sends, and not by token ids
+	// that nobody has sent.
+	if out, code := verify("--wire", "1s", "--text", "prompt\n"); code != 0 || !strings.Contains(out, "the marked prompt crossed inside the tunnel in") {
+		t.Errorf("a marked prompt in the tunnel: exit %d\n%s", code, out)
+	}
+	if out, code := verify("--wire", "1s", "--tokens", "9906,11,1917"); code != 3 || !strings.Contains(out, "was not seen inside the tunnel either") {
+		t.Errorf("token ids of no prompt: exit %d\n%s", code, out)
 	}
 	close(stop)
 	clear := make(chan struct{})
@@ -189,7 +199,7 @@ func TestVerifyProvesInsideOutsideAndTheWire(t *testing.T) {
 		t.Errorf("nothing to see: exit %d\n%s", code, out)
 	}
 	b.must(t, "down")
-	if out, code := verify(); code != 1 || !strings.Contains(out, "b does not answer inside the overlay") || !strings.Contains(out, "b answers outside the overlay") {
+	if out, code := verify(); code != 1 || !strings.Contains(out, "b does not answer inside the overlay") || !strings.Contains(out, "b, at 192.0.2.2 outside the overlay, answers: ") {
 		t.Errorf("a peer that is down: exit %d\n%s", code, out)
 	}
 }

@@ -187,6 +187,52 @@ func TestTheUnitMakesTheOverlayAfterABoot(t *testing.T) {
 	}
 }
 
+// vLLM's unit, with the drop-in that isolate prints, starts after the overlay stands, and not at all when it does not.
+func TestVLLMsUnitWaitsForTheOverlay(t *testing.T) {
+	l := newLab(t, "a", "b")
+	a := l.hosts["a"]
+	l.sign(nil, "a", "b")
+	a.up(t)
+	dropIn, _ := a.must(t, "env", "--topology", "dp", "--format", "systemd")
+	must(t, os.WriteFile(a.file("drop-in"), []byte(dropIn), 0o600))
+	must(t, os.WriteFile(a.file("vllm.service"), []byte(`[Unit]
+DefaultDependencies=no
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c '/run/vallum isolate status --state /run/state >/run/state/started && echo "$VLLM_HOST_IP" >>/run/state/started'
+`), 0o600))
+	a.reboot(t)
+	s := a.boot(t)
+	s.must(t, `/run/vallum isolate unit --state /run/state --config /run/state/vallum.yaml >/run/units/vallum-isolate.service
+mkdir /run/units/vllm.service.d && cp /run/state/drop-in /run/units/vllm.service.d/isolate.conf && cp /run/state/vllm.service /run/units/
+systemd-analyze verify /run/units/vllm.service && systemctl daemon-reload`)
+	for _, row := range []struct{ unit, property, other string }{
+		{"vllm.service", "Requires", "vallum-isolate.service"},
+		{"vllm.service", "After", "vallum-isolate.service"},
+		{"vallum-isolate.service", "Before", "vllm.service"},
+		{"vallum-isolate.service", "After", "network-online.target"},
+	} {
+		if shown := s.must(t, "systemctl show --property="+row.property+" "+row.unit); !strings.Contains(shown, row.other) {
+			t.Errorf("%s: %q lacks %s", row.unit, shown, row.other)
+		}
+	}
+	// Nobody starts the overlay but vLLM's unit.
+	s.must(t, "systemctl start vllm.service")
+	if b, err := os.ReadFile(a.file("started")); err != nil || !strings.Contains(string(b), ": holds\n") || !strings.HasSuffix(string(b), "\n"+a.over.String()+"\n") {
+		t.Errorf("vLLM was started with %v\n%s", err, b)
+	}
+	s.must(t, "systemctl stop vallum-isolate.service; kill -KILL $(cat /run/state/tunnel.lock); rm /run/state/started; mv /run/state/manifest.signed /run/state/elsewhere")
+	a.forget(t)
+	if out, err := s.sh("systemctl start vllm.service"); err == nil || a.exists("started") {
+		t.Errorf("without an overlay vLLM is started: %v %s", err, out)
+	}
+	s.must(t, "mv /run/state/elsewhere /run/state/manifest.signed; systemctl reset-failed vallum-isolate.service; systemctl start vllm.service")
+	if !a.exists("started") {
+		t.Error("vLLM is not started although the overlay stands again")
+	}
+	s.must(t, "/run/vallum isolate down --state /run/state")
+}
+
 // A session that ends takes its processes with it where logind is told so. Who is left is systemd.
 func TestTheRollbackOutlivesTheSessionThatArmedIt(t *testing.T) {
 	l := newLab(t, "a", "x")

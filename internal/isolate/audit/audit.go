@@ -21,7 +21,7 @@ const (
 	Guarded      Verdict = "guarded"      // on every address, and only the rules keep strangers from it
 	NotProtected Verdict = "unprotected"  // by hardware that no rule or tunnel sees: never green
 	Outside      Verdict = "outside"      // on the underlay, or open to it
-	Inconclusive Verdict = "inconclusive" // nothing to judge was seen
+	Inconclusive Verdict = "inconclusive" // nothing to judge was seen, or not all of it
 )
 
 // Input is what an audit judges.
@@ -47,6 +47,7 @@ type Report struct {
 	Settings     []Setting `json:"settings"`      // of the running processes, with what they mean
 	Hints        []string  `json:"hints"`         // what is probably set wrongly
 	NotProtected []string  `json:"not_protected"` // devices that no tunnel or rule sees, with the options
+	Missing      []string  `json:"missing"`       // what could not be looked at: no audit is green then
 	NotTested    []string  `json:"not_tested"`    // what this program's authors could not run
 }
 
@@ -93,6 +94,12 @@ func Judge(in Input) Report {
 	slices.SortStableFunc(r.Findings, func(a, b Finding) int {
 		return cmp.Or(rank(b.Verdict)-rank(a.Verdict), cmp.Compare(a.Channel, b.Channel), a.Socket.Local.Compare(b.Socket.Local))
 	})
+	for _, miss := range in.Snapshot.Missing {
+		r.Missing = append(r.Missing, miss.What+": "+miss.Cause)
+		if r.OK() {
+			r.Verdict = Inconclusive
+		}
+	}
 	slices.Sort(r.Hints)
 	r.Hints = slices.Compact(r.Hints)
 	return r
@@ -131,6 +138,8 @@ func (in Input) listener(k isolate.Socket) (Verdict, string) {
 		return Outside, "the rules are not loaded as planned, so that nothing guards it"
 	case open:
 		return Outside, "open to the underlay by rule " + by
+	case k.Past != "":
+		return Outside, fmt.Sprintf("in another network namespace, with a device %q that this machine's rules do not see", k.Past)
 	case k.Namespace != "":
 		return Guarded, "in another network namespace, guarded by rule " + isolate.RuleForwarded
 	case in.overlay(a):
@@ -156,6 +165,8 @@ func (in Input) connection(k isolate.Socket) (Verdict, string) {
 		return Outside, "in clear between members of the fleet"
 	case in.inbound(k):
 		return Outside, "from outside the overlay"
+	case in.Plan == nil:
+		return Outside, "no overlay is applied: whether it leads to another node is not known"
 	}
 	return Inside, "opened by this machine to somebody who is no member (a model hub, traces): not vLLM's own traffic between nodes"
 }

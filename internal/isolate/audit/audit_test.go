@@ -47,6 +47,7 @@ func TestSocketsAreJudged(t *testing.T) {
 		{connect("VLLM::Worker_TP", "192.0.2.1:41001", "192.0.2.2:39000"), Outside, "gloo", "in clear between members", ""},
 		{connect("vllm", "192.0.2.1:50000", "203.0.113.9:443"), Inside, "engine", "no member", ""},
 		{isolate.Socket{Protocol: "tcp", Listening: true, Local: netip.MustParseAddrPort("0.0.0.0:8000"), Of: "vllm", Namespace: "net:[2]"}, Guarded, "HTTP API", "not-forwarded", ""},
+		{isolate.Socket{Protocol: "tcp", Listening: true, Local: netip.MustParseAddrPort("0.0.0.0:8000"), Of: "vllm", Namespace: "net:[2]", Past: "net1"}, Outside, "HTTP API", `with a device "net1" that this machine's rules do not see`, ""},
 	} {
 		r := Judge(Input{Snapshot: &isolate.Snapshot{Sockets: []isolate.Socket{row.k}}, Plan: plan(), Counters: map[string]uint64{"input refused": 9}})
 		f := r.Findings[0]
@@ -72,6 +73,8 @@ func TestNothingIsGreenWithoutReason(t *testing.T) {
 		"RDMA":                 {Snapshot: &isolate.Snapshot{Sockets: k, Bypasses: []isolate.Bypass{{Name: "mlx5_0", Kind: isolate.RoCE}}}, Plan: plan()},
 		"NVLink":               {Snapshot: &isolate.Snapshot{Sockets: k, Bypasses: []isolate.Bypass{{Name: "nvidia-nvswitch0", Kind: isolate.NVSwitch}}}, Plan: plan()},
 		"only RDMA":            {Snapshot: &isolate.Snapshot{Bypasses: []isolate.Bypass{{Name: "mlx5_0", Kind: isolate.RoCE}}}, Plan: plan()},
+		"not all was seen":     {Snapshot: &isolate.Snapshot{Sockets: k, Missing: []isolate.Missing{{What: "sockets", Cause: "2 processes could not be looked into"}}}, Plan: plan()},
+		"no overlay, outbound": {Snapshot: &isolate.Snapshot{Sockets: []isolate.Socket{connect("vllm", "192.0.2.1:50000", "192.0.2.2:29501")}}},
 		"a kind of tomorrow":   {Snapshot: &isolate.Snapshot{Sockets: k, Bypasses: []isolate.Bypass{{Name: "x"}}}, Plan: plan()},
 	} {
 		if r := Judge(in); r.OK() || len(r.NotTested) == 0 {

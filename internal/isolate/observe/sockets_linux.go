@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -56,9 +57,18 @@ func Sockets() (list []isolate.Socket, unseen int, err error) {
 			}
 			continue
 		}
+		past := ""
+		if name != own && slices.ContainsFunc(found, func(k isolate.Socket) bool { return k.Of != "" }) {
+			if past, err = wayPast(pid); err != nil {
+				unseen++
+			}
+		}
 		for _, k := range found {
 			if name != own {
 				k.Namespace = name
+			}
+			if k.Of != "" {
+				k.Past = past
 			}
 			list = append(list, k)
 		}

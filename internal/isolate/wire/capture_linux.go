@@ -5,53 +5,66 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
-	"net/netip"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vallum/vallum/internal/isolate"
 )
 
-// Capture shows the watcher the packets of every device but loopback and the overlay's, until ctx ends.
+// largest is more than any packet of a device: the kernel hands over what it has not cut up yet (GSO_MAX_SIZE is 512 KiB).
+const largest = 1 << 20
+
+// Capture shows the watcher the packets of every device but loopback, until ctx ends: those of the overlay's device as
+// what is inside the tunnel, all others as what is on the wire.
 func Capture(ctx context.Context, w *Watcher, p *isolate.Plan) error {
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, int(binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))))
-	if errors.Is(err, unix.EPERM) {
-		return errors.New("looking at packets needs CAP_NET_RAW; run it as root")
-	}
+	fd, err := open()
 	if err != nil {
-		return fmt.Errorf("opening a packet socket: %w", err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100_000}); err != nil {
 		return err
 	}
+	defer func() { _ = unix.Close(fd) }()
 	// Room for what comes while this process does not run; what still finds none is counted and told.
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20)
-	// By name and not once for all: a tunnel that is started again has a device of the same name and another index.
-	known := map[int]bool{}
-	skip := func(at *unix.SockaddrLinklayer) bool {
-		inside, seen := known[at.Ifindex]
-		if seen {
-			return inside
-		}
-		d, err := net.InterfaceByIndex(at.Ifindex)
-		if err != nil { // it is gone already; WireGuard's devices have no hardware address, an underlay has
-			return at.Hatype == unix.ARPHRD_NONE
-		}
-		known[at.Ifindex] = d.Name == "lo" || d.Name == p.Device
-		return known[at.Ifindex]
+	return w.read(ctx, fd, p.Device)
+}
+
+// open is a socket that is given every packet of every device, from its IP header on.
+func open() (fd int, err error) {
+	fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, int(binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))))
+	if errors.Is(err, unix.EPERM) {
+		return -1, errors.New("looking at packets needs CAP_NET_RAW; run it as root")
 	}
-	b := make([]byte, 1<<16)
-	for ctx.Err() == nil {
-		n, from, err := unix.Recvfrom(fd, b, 0)
-		if err != nil {
-			continue // the timeout, by which the end of ctx is seen
+	if err != nil {
+		return -1, fmt.Errorf("opening a packet socket: %w", err)
+	}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 100_000}); err != nil {
+		return -1, errors.Join(err, unix.Close(fd))
+	}
+	return fd, nil
+}
+
+// read looks at what the socket was given until ctx ends, all of it, and counts what it was not given for want of room.
+func (w *Watcher) read(ctx context.Context, fd int, overlay string) error {
+	name := deviceNames(overlay)
+	b := make([]byte, largest)
+	read := 0
+	next := func() error {
+		n, from, err := unix.Recvfrom(fd, b, unix.MSG_TRUNC) // n is the packet's length, whatever of it there was room for
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENETDOWN) {
+			return nil // the timeout, by which the end of ctx is seen; or a device that went down
 		}
-		if at, ok := from.(*unix.SockaddrLinklayer); ok && !skip(at) {
-			w.See(b[:n])
+		if err != nil {
+			return fmt.Errorf("reading packets: %w", err)
+		}
+		read++
+		if at, ok := from.(*unix.SockaddrLinklayer); ok {
+			w.seeAt(name(at), overlay, b[:min(n, len(b))], n > len(b))
+		}
+		return nil
+	}
+	for ctx.Err() == nil {
+		if err := next(); err != nil {
+			return err
 		}
 	}
 	stats, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
@@ -59,52 +72,52 @@ func Capture(ctx context.Context, w *Watcher, p *isolate.Plan) error {
 		return fmt.Errorf("asking how many packets were lost: %w", err)
 	}
 	w.lost += int(stats.Drops)
+	// What came before the end and waits is of the watch too. The kernel counts what it dropped as packets.
+	due := int(stats.Packets - stats.Drops)
+	for nothing := 0; read < due && nothing < 3; {
+		before := read
+		if err := next(); err != nil {
+			return err
+		}
+		if read == before {
+			nothing++
+		}
+	}
+	w.lost += max(0, due-read)
 	return nil
 }
 
-// Echo sends one ICMP echo from an overlay address to another and returns how long the answer took.
-func Echo(from, to netip.Addr, wait time.Duration) (time.Duration, error) {
-	network, request, answer := "ip4:icmp", byte(8), byte(0)
-	if to.Is6() {
-		network, request, answer = "ip6:ipv6-icmp", 128, 129
-	}
-	c, err := net.DialIP(network, &net.IPAddr{IP: from.AsSlice()}, &net.IPAddr{IP: to.AsSlice()})
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = c.Close() }()
-	id := uint16(rand.Uint32())
-	packet := []byte{request, 0, 0, 0, 0, 0, 0, 1}
-	binary.BigEndian.PutUint16(packet[4:], id)
-	if to.Is4() {
-		binary.BigEndian.PutUint16(packet[2:], checksum(packet)) // for IPv6 the kernel makes it
-	}
-	begin := time.Now()
-	if err := c.SetDeadline(begin.Add(wait)); err != nil {
-		return 0, err
-	}
-	if _, err := c.Write(packet); err != nil {
-		return 0, err
-	}
-	for b := make([]byte, 1500); ; {
-		n, _, err := c.ReadFrom(b) // Read would leave the IPv4 header in
-		if err != nil {
-			return 0, err
+// seeAt looks at a packet of a device: loopback's are nobody's, and the overlay's are inside.
+func (w *Watcher) seeAt(device, overlay string, b []byte, cut bool) {
+	switch {
+	case device == "lo":
+	case device == overlay:
+		w.SeeInside(b)
+	default:
+		if cut {
+			w.lost++
 		}
-		if n >= 8 && b[0] == answer && binary.BigEndian.Uint16(b[4:]) == id {
-			return time.Since(begin), nil
-		}
+		w.See(b)
 	}
 }
 
-// checksum is the Internet checksum (RFC 1071) of an even number of bytes.
-func checksum(b []byte) uint16 {
-	var sum uint32
-	for i := 0; i+1 < len(b); i += 2 {
-		sum += uint32(b[i])<<8 | uint32(b[i+1])
+// deviceNames tells devices by their names, each looked up once and not once for all: a tunnel that is started again has a
+// device of the same name and another index.
+func deviceNames(overlay string) func(*unix.SockaddrLinklayer) string {
+	known := map[int]string{}
+	return func(at *unix.SockaddrLinklayer) string {
+		if name, ok := known[at.Ifindex]; ok {
+			return name
+		}
+		d, err := net.InterfaceByIndex(at.Ifindex)
+		if err == nil {
+			known[at.Ifindex] = d.Name
+			return d.Name
+		}
+		// It is gone already. WireGuard's devices have no hardware address, an underlay has.
+		if at.Hatype == unix.ARPHRD_NONE {
+			return overlay
+		}
+		return ""
 	}
-	for sum>>16 != 0 {
-		sum = sum&0xffff + sum>>16
-	}
-	return ^uint16(sum)
 }

@@ -22,6 +22,13 @@ type packet struct {
 	payload  []byte // what follows the transport header of TCP and UDP, and all that follows the IP header for others
 	seq      uint32 // where the payload stands in its stream, if numbered
 	numbered bool
+	part     part // of which packet it is a part; the zero part of none
+}
+
+// part names a packet that was taken apart on its way.
+type part struct {
+	from, to netip.Addr
+	id       uint32
 }
 
 // parse reads the headers of an IP packet. Fragments after the first have no ports.
@@ -64,7 +71,11 @@ func (p *packet) network(b []byte) (from, to netip.Addr, payload []byte, first, 
 			return from, to, nil, false, false
 		}
 		from, to, p.protocol = netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20])), b[9]
-		return from, to, b[header:], binary.BigEndian.Uint16(b[6:8])&0x1fff == 0, true
+		at := binary.BigEndian.Uint16(b[6:8])
+		if at&0x3fff != 0 { // more to come, or not the first
+			p.part = part{from, to, uint32(binary.BigEndian.Uint16(b[4:6]))}
+		}
+		return from, to, b[header:], at&0x1fff == 0, true
 	case len(b) >= 40 && b[0]>>4 == 6:
 		if length := int(binary.BigEndian.Uint16(b[4:6])); length > 0 && 40+length < len(b) {
 			b = b[:40+length]
@@ -78,6 +89,7 @@ func (p *packet) network(b []byte) (from, to netip.Addr, payload []byte, first, 
 				size = (int(payload[1]) + 1) * 8
 			} else {
 				first = binary.BigEndian.Uint16(payload[2:4])&0xfff8 == 0
+				p.part = part{from, to, binary.BigEndian.Uint32(payload[4:8])}
 			}
 			if len(payload) < size {
 				return from, to, nil, false, false

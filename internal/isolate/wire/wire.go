@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/vallum/vallum/internal/isolate"
@@ -20,7 +21,7 @@ type Verdict string
 const (
 	Clean        Verdict = "clean"        // the tunnel's packets and no others
 	InClear      Verdict = "in clear"     // at least one packet outside the tunnel
-	Inconclusive Verdict = "inconclusive" // no packet of the tunnel that carries something, or some were lost unseen
+	Inconclusive Verdict = "inconclusive" // no packet of the tunnel that carries something, some were lost unseen, or the prompt was nowhere
 )
 
 // Flow is packets in clear between two ends.
@@ -35,8 +36,10 @@ type Flow struct {
 // Report is the result of a watch.
 type Report struct {
 	Verdict Verdict `json:"verdict"`
-	Tunnel  int     `json:"tunnel"` // packets that carried something; handshakes and keepalives do not count
-	Lost    int     `json:"lost"`   // packets that came faster than they were looked at
+	Tunnel  int     `json:"tunnel"`  // packets that carried something; handshakes and keepalives do not count
+	Lost    int     `json:"lost"`    // packets that came faster than they were looked at, or were not seen whole
+	Sought  bool    `json:"sought"`  // a marked prompt was looked for
+	Crossed int     `json:"crossed"` // packets inside the tunnel with the marked prompt: that it was found there shows that it can be found
 	Flows   []Flow  `json:"flows"`
 }
 
@@ -47,16 +50,22 @@ type Watcher struct {
 	members   map[netip.Addr]bool
 	allowed   map[uint16]bool // ports of the allow list: clear by the operator's will
 	search    *searcher
+	inside    *searcher // of the overlay's own device
 	flows     map[Flow]*Flow
+	parts     map[part]bool // of the tunnel's packets that were taken apart
 	tunnel    int
+	crossed   int
 	lost      int
 }
+
+// maxParts bounds what is remembered of packets that were taken apart; their other parts follow at once.
+const maxParts = 1024
 
 // NewWatcher watches for what the plan keeps off the underlay, and for the needles.
 func NewWatcher(p *isolate.Plan, own netip.AddrPort, needles [][]byte) *Watcher {
 	w := &Watcher{
 		endpoints: map[netip.AddrPort]bool{own: true}, members: map[netip.Addr]bool{own.Addr(): true}, allowed: map[uint16]bool{},
-		search: newSearcher(needles), flows: map[Flow]*Flow{},
+		search: newSearcher(needles), inside: newSearcher(needles), flows: map[Flow]*Flow{}, parts: map[part]bool{},
 	}
 	for _, r := range p.Routes {
 		if r.Type == "prohibit" {
@@ -76,8 +85,8 @@ func NewWatcher(p *isolate.Plan, own netip.AddrPort, needles [][]byte) *Watcher 
 	return w
 }
 
-// Needles are the ways in which token ids cross a wire: msgpack and pickle element by element, and arrays of 32 and 64
-// bits. vLLM never sends a prompt's text between nodes, so that who looks for text alone finds nothing and is wrong.
+// Needles are the ways in which token ids cross a wire: msgpack and pickle element by element, arrays of 32 and 64 bits,
+// and numbers in JSON, as a proxy of prefill and decode sends them. Between nodes vLLM never sends a prompt's text, so that who looks for text alone finds nothing and is wrong.
 func Needles(tokens []uint32, text string) ([][]byte, error) {
 	var all [][]byte
 	if text != "" {
@@ -90,7 +99,12 @@ func Needles(tokens []uint32, text string) ([][]byte, error) {
 		return nil, fmt.Errorf("%d token id(s) would be found by chance; give three or more that stand side by side", len(tokens))
 	}
 	var msgpack, pickle, narrow, wide []byte
+	var written []string
 	for _, t := range tokens {
+		if t >= 1<<31 {
+			return nil, fmt.Errorf("%d is no token id: the largest is %d", t, 1<<31-1)
+		}
+		written = append(written, strconv.Itoa(int(t)))
 		narrow = binary.LittleEndian.AppendUint32(narrow, t)
 		wide = binary.LittleEndian.AppendUint64(wide, uint64(t))
 		switch {
@@ -108,7 +122,7 @@ func Needles(tokens []uint32, text string) ([][]byte, error) {
 			pickle = binary.LittleEndian.AppendUint32(append(pickle, 'J'), t)
 		}
 	}
-	return append(all, msgpack, pickle, narrow, wide), nil
+	return append(all, msgpack, pickle, narrow, wide, []byte(strings.Join(written, ",")), []byte(strings.Join(written, ", "))), nil
 }
 
 // See judges a packet that begins with its IP header. Others are not looked at.
@@ -118,7 +132,7 @@ func (w *Watcher) See(b []byte) {
 	if !ok || k.From.Addr() == k.To.Addr() {
 		return
 	}
-	if p.protocol == udp && w.endpoints[k.From] && w.endpoints[k.To] {
+	if w.ofTunnel(p) {
 		if carries(p.payload) {
 			w.tunnel++
 		}
@@ -141,6 +155,41 @@ func (w *Watcher) See(b []byte) {
 	}
 	f.Packets++
 	f.Marked = f.Marked || marked
+}
+
+// SeeInside looks at a packet on the overlay's own device. Nothing there is in clear; but a marked prompt that is not
+// even there was not sent, or is looked for by other token ids than it has, and then its absence outside says nothing.
+func (w *Watcher) SeeInside(b []byte) {
+	if p, ok := parse(b); ok && w.inside.found(p) {
+		w.crossed++
+	}
+}
+
+// ofTunnel reports whether a packet is the tunnel's: between two endpoints, and of WireGuard's form. The ports alone
+// prove nothing when the tunnel is dead and somebody else has them.
+func (w *Watcher) ofTunnel(p packet) bool {
+	if p.protocol != udp {
+		return false
+	}
+	if p.part != (part{}) && w.parts[p.part] {
+		return true
+	}
+	if !w.endpoints[p.flow.From] || !w.endpoints[p.flow.To] || !wireGuard(p.payload) {
+		return false
+	}
+	if p.part != (part{}) {
+		if len(w.parts) >= maxParts {
+			clear(w.parts)
+		}
+		w.parts[p.part] = true
+	}
+	return true
+}
+
+// wireGuard reports whether it is a message of WireGuard's: a type, three zeros, and at least the type's length
+// (whitepaper, section 5.4).
+func wireGuard(b []byte) bool {
+	return len(b) >= 4 && b[0] >= 1 && b[0] <= 4 && zeros(b[1:4]) && len(b) >= []int{148, 92, 64, 32}[b[0]-1]
 }
 
 // carries reports whether a packet of WireGuard has something inside: its type is data, and it is longer than a
@@ -175,7 +224,7 @@ func zeros(b []byte) bool { return len(bytes.Trim(b, "\x00")) == 0 }
 
 // Report is what was seen so far.
 func (w *Watcher) Report() Report {
-	r := Report{Verdict: Inconclusive, Tunnel: w.tunnel, Lost: w.lost}
+	r := Report{Verdict: Inconclusive, Tunnel: w.tunnel, Lost: w.lost, Sought: len(w.search.needles) > 0, Crossed: w.crossed}
 	for _, f := range w.flows {
 		r.Flows = append(r.Flows, *f)
 	}
@@ -183,7 +232,7 @@ func (w *Watcher) Report() Report {
 	switch {
 	case len(r.Flows) > 0:
 		r.Verdict = InClear
-	case w.tunnel > 0 && w.lost == 0:
+	case w.tunnel > 0 && w.lost == 0 && (!r.Sought || r.Crossed > 0):
 		r.Verdict = Clean
 	}
 	return r

@@ -38,6 +38,7 @@ func TestPacketsAreJudged(t *testing.T) {
 	tunnel := ip4(udp, "192.0.2.2:51820", "192.0.2.1:51820", append([]byte{4, 0, 0, 0}, make([]byte, 60)...))
 	keepalive := ip4(udp, "192.0.2.2:51820", "192.0.2.1:51820", append([]byte{4, 0, 0, 0}, make([]byte, 28)...))
 	handshake := ip4(udp, "192.0.2.2:51820", "192.0.2.1:51820", append([]byte{1, 0, 0, 0}, make([]byte, 144)...))
+	rest := ip4(udp, "192.0.2.2:51820", "192.0.2.1:51820", make([]byte, 40))
 	for name, row := range map[string]struct {
 		packets [][]byte
 		want    Verdict
@@ -55,6 +56,11 @@ func TestPacketsAreJudged(t *testing.T) {
 		"zeros to another port":             {[][]byte{tunnel, ip4(udp, "192.0.2.2:50000", "192.0.2.1:5557", make([]byte, 40))}, InClear},
 		"members talk past the tunnel":      {[][]byte{tunnel, ip4(tcp, "192.0.2.2:50000", "192.0.2.1:29501", nil)}, InClear},
 		"an overlay address":                {[][]byte{tunnel, ip4(tcp, "10.99.0.1:50000", "10.99.0.2:29501", nil)}, InClear},
+		"others at the tunnel's ports":      {[][]byte{tunnel, ip4(udp, "192.0.2.2:51820", "192.0.2.1:51820", append([]byte{4, 0, 0, 1}, make([]byte, 60)...))}, InClear},
+		"too short for the tunnel":          {[][]byte{tunnel, ip4(udp, "192.0.2.2:51820", "192.0.2.1:51820", append([]byte{1, 0, 0, 0}, make([]byte, 143)...))}, InClear},
+		"no type of the tunnel's":           {[][]byte{tunnel, ip4(udp, "192.0.2.2:51820", "192.0.2.1:51820", append([]byte{5, 0, 0, 0}, make([]byte, 60)...))}, InClear},
+		"the tunnel, taken apart":           {[][]byte{fragment(tunnel, 7, 0, true), fragment(rest, 7, 88, false)}, Clean},
+		"part of something else":            {[][]byte{fragment(tunnel, 7, 0, true), fragment(rest, 8, 88, false)}, InClear},
 		"the tunnel's port, of a stranger":  {[][]byte{ip4(udp, "192.0.2.9:51820", "192.0.2.1:51820", nil)}, Inconclusive},
 		"rubbish":                           {[][]byte{{}, {0x45}, {0x60}, bytes.Repeat([]byte{0x4f}, 30), append([]byte{0x60, 0, 0, 0, 0, 0, 0}, make([]byte, 50)...)}, Inconclusive},
 	} {
@@ -68,6 +74,37 @@ func TestPacketsAreJudged(t *testing.T) {
 	}
 }
 
+// fragment is the packet as a part of one with the number.
+func fragment(b []byte, id, offset uint16, more bool) []byte {
+	b = bytes.Clone(b)
+	binary.BigEndian.PutUint16(b[4:], id)
+	at := offset / 8
+	if more {
+		at |= 0x2000
+	}
+	binary.BigEndian.PutUint16(b[6:], at)
+	return b
+}
+
+// A marked prompt that is nowhere on the wire is clean only when it was seen inside the tunnel: otherwise nobody sent it,
+// or it has other token ids.
+func TestThePromptsAbsenceProvesNothingUnlessItWasSent(t *testing.T) {
+	w := watcher([]byte("needle"))
+	w.See(ip4(udp, "192.0.2.2:51820", "192.0.2.1:51820", append([]byte{4, 0, 0, 0}, make([]byte, 60)...)))
+	w.SeeInside(ip4(tcp, "10.99.0.1:50000", "10.99.0.2:29501", []byte("another prompt")))
+	if r := w.Report(); r.Verdict != Inconclusive || !r.Sought || r.Crossed != 0 {
+		t.Errorf("never sent: %+v", r)
+	}
+	w.SeeInside(ip4(tcp, "10.99.0.1:50000", "10.99.0.2:29501", []byte("the needle")))
+	if r := w.Report(); r.Verdict != Clean || r.Crossed != 1 {
+		t.Errorf("sent: %+v", r)
+	}
+	w.See(ip4(tcp, "192.0.2.7:50000", "192.0.2.8:29501", []byte("the needle")))
+	if r := w.Report(); r.Verdict != InClear {
+		t.Errorf("in clear too: %+v", r)
+	}
+}
+
 // The marked prompt is found in every form in which vLLM sends tokens, also across two packets, and to whomever.
 func TestMarkedTokensAreFound(t *testing.T) {
 	needles, err := Needles([]uint32{5, 200, 40000, 128009}, "marked")
@@ -78,6 +115,13 @@ func TestMarkedTokensAreFound(t *testing.T) {
 		[]byte("marked"),
 		{5, 0xcc, 200, 0xcd, 0x9c, 0x40, 0xce, 0, 1, 0xf4, 0x09},
 		{'K', 5, 'K', 200, 'M', 0x40, 0x9c, 'J', 0x09, 0xf4, 1, 0},
+		{5, 0, 0, 0, 200, 0, 0, 0, 0x40, 0x9c, 0, 0, 0x09, 0xf4, 1, 0},
+		{5, 0, 0, 0, 0, 0, 0, 0, 200, 0, 0, 0, 0, 0, 0, 0, 0x40, 0x9c, 0, 0, 0, 0, 0, 0, 0x09, 0xf4, 1, 0, 0, 0, 0, 0},
+		[]byte("5,200,40000,128009"),
+		[]byte("5, 200, 40000, 128009"),
+	}
+	if len(needles) != len(want) {
+		t.Errorf("%d needles, want %d", len(needles), len(want))
 	}
 	for i, n := range want {
 		if !bytes.Equal(needles[i], n) {
@@ -96,6 +140,9 @@ func TestMarkedTokensAreFound(t *testing.T) {
 	}
 	if _, err := Needles([]uint32{1, 2}, ""); err == nil {
 		t.Error("two tokens are looked for: they would be found by chance")
+	}
+	if _, err := Needles([]uint32{1, 2, 1 << 31}, ""); err == nil {
+		t.Error("a number that no tokenizer gives is looked for, and would not be found")
 	}
 }
 

@@ -1,0 +1,171 @@
+// Package knock asks a machine, as a stranger would, whether anything of it answers. It refuses to call silence what it
+// could not ask: no way there, nobody at the address, or this machine's own rules.
+package knock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Wait is how long an answer may take. The kernel asks again after a second, and it takes 3 s to learn that nobody has an
+// address on its Ethernet (Linux: tcp_syn_retries, neigh/mcast_solicit): less would call a slow or an absent machine silent.
+const Wait = 4 * time.Second
+
+// atOnce bounds how many questions are open.
+const atOnce = 256
+
+// udpPorts are asked too: WireGuard's, which answers no stranger, and one on which nothing listens and which a
+// machine without rules says so of (traceroute's first).
+var udpPorts = []uint16{51820, 33434}
+
+// Report is what came of it. The zero Report asked nothing, and is not silent.
+type Report struct {
+	Asked   int      // ports and echoes that were asked and could have answered
+	Answers []string // what answered; a refusal is an answer too, for it came past the rules
+	Unasked []string // why some could not be asked, each reason once
+}
+
+// Silent reports whether something was asked, everything could be, and nothing answered.
+func (r Report) Silent() bool { return r.Asked > 0 && len(r.Answers) == 0 && len(r.Unasked) == 0 }
+
+// Sample are ports of the range from which the kernel chooses (Linux: ip_local_port_range): most of vLLM's ports are
+// there, and no list can name them.
+func Sample(n int) []uint16 {
+	var list []uint16
+	for len(list) < n {
+		if p := uint16(32768 + rand.IntN(60999-32768+1)); !slices.Contains(list, p) {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// outcome is one question's answer: nothing of it is set when there was silence.
+type outcome struct {
+	answer, unasked string
+	skipped         bool
+}
+
+// Ask tries the TCP ports of an address side by side, and with everything also UDP and, where this process may, an echo.
+// name adds to a port what it is known for, or "".
+func Ask(ctx context.Context, to netip.Addr, ports []uint16, everything bool, name func(uint16) string) Report {
+	questions := make([]func() outcome, 0, len(ports)+len(udpPorts))
+	for _, port := range ports {
+		questions = append(questions, func() outcome {
+			o := tcp(ctx, netip.AddrPortFrom(to, port))
+			if known := name(port); o.answer != "" && known != "" {
+				o.answer += " (" + known + ")"
+			}
+			return o
+		})
+	}
+	if everything {
+		for _, port := range udpPorts {
+			questions = append(questions, func() outcome { return udp(ctx, netip.AddrPortFrom(to, port)) })
+		}
+		questions = append(questions, func() outcome { return echo(ctx, to) })
+	}
+	var r Report
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	slots := make(chan struct{}, atOnce)
+	for _, ask := range questions {
+		slots <- struct{}{}
+		all.Go(func() {
+			defer func() { <-slots }()
+			o := ask()
+			mu.Lock()
+			defer mu.Unlock()
+			r.add(o)
+		})
+	}
+	all.Wait()
+	slices.Sort(r.Answers)
+	slices.Sort(r.Unasked)
+	return r
+}
+
+func (r *Report) add(o outcome) {
+	switch {
+	case o.skipped:
+		return
+	case o.unasked != "":
+		if !slices.Contains(r.Unasked, o.unasked) {
+			r.Unasked = append(r.Unasked, o.unasked)
+		}
+		return
+	case o.answer != "":
+		r.Answers = append(r.Answers, o.answer)
+	}
+	r.Asked++
+}
+
+func tcp(ctx context.Context, to netip.AddrPort) outcome {
+	d := net.Dialer{Timeout: Wait}
+	c, err := d.DialContext(ctx, "tcp", to.String())
+	switch {
+	case err == nil:
+		_ = c.Close()
+		return outcome{answer: fmt.Sprintf("port %d is open", to.Port())}
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
+		return outcome{answer: fmt.Sprintf("port %d is closed, and says so: no rule keeps strangers from it", to.Port())}
+	}
+	return silence(ctx, err)
+}
+
+// udp sends a byte a second. A closed port that no rule guards says so (ICMP, RFC 1122, section 3.2.2.1).
+func udp(ctx context.Context, to netip.AddrPort) outcome {
+	c, err := (&net.Dialer{}).DialContext(ctx, "udp", to.String())
+	if err != nil {
+		return silence(ctx, err)
+	}
+	defer func() { _ = c.Close() }()
+	for end := time.Now().Add(Wait); ; {
+		if _, err = c.Write([]byte{0}); err == nil {
+			_ = c.SetReadDeadline(time.Now().Add(time.Second))
+			_, err = c.Read(make([]byte, 1))
+		}
+		var late net.Error
+		switch {
+		case err == nil:
+			return outcome{answer: fmt.Sprintf("UDP port %d answers", to.Port())}
+		case errors.Is(err, syscall.ECONNREFUSED):
+			return outcome{answer: fmt.Sprintf("UDP port %d is closed, and says so: no rule keeps strangers from it", to.Port())}
+		case errors.As(err, &late) && late.Timeout() && ctx.Err() == nil && time.Now().Before(end):
+			continue
+		}
+		return silence(ctx, err)
+	}
+}
+
+// silence tells an answer that did not come in time from a question that was never asked.
+func silence(ctx context.Context, err error) outcome {
+	var late net.Error
+	switch {
+	case ctx.Err() != nil:
+		return outcome{unasked: "interrupted"}
+	case errors.As(err, &late) && late.Timeout():
+		return outcome{}
+	case errors.Is(err, syscall.EHOSTUNREACH):
+		return outcome{unasked: "nobody has the address, or a router on the way says so: is the machine up, and its address routed by its own other one?"}
+	case errors.Is(err, syscall.ENETUNREACH):
+		return outcome{unasked: "this machine has no route to it"}
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):
+		return outcome{unasked: "this machine's own routes or rules refuse it"}
+	}
+	// Without the addresses, which differ from port to port.
+	var op *net.OpError
+	if errors.As(err, &op) {
+		err = op.Err
+	}
+	return outcome{unasked: strings.TrimSpace(err.Error())}
+}

@@ -1,0 +1,106 @@
+package knock
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+func nameless(uint16) string { return "" }
+
+// Whatever keeps a question from being asked is told apart from an answer that did not come.
+func TestOnlyATimeThatRanOutIsSilence(t *testing.T) {
+	for name, row := range map[string]struct {
+		err  error
+		want string
+	}{
+		"no answer":            {&net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}, ""},
+		"nobody is there":      {&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.EHOSTUNREACH)}, "nobody has the address"},
+		"no route":             {os.NewSyscallError("connect", syscall.ENETUNREACH), "no route to it"},
+		"own prohibit route":   {os.NewSyscallError("connect", syscall.EACCES), "own routes or rules"},
+		"own output rule":      {os.NewSyscallError("sendto", syscall.EPERM), "own routes or rules"},
+		"too many files":       {&net.OpError{Op: "dial", Addr: &net.TCPAddr{Port: 7}, Err: os.NewSyscallError("socket", syscall.EMFILE)}, "too many open files"},
+		"something else":       {errors.New("of tomorrow"), "of tomorrow"},
+		"no family of its own": {&net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.EAFNOSUPPORT)}, "not supported"},
+	} {
+		o := silence(t.Context(), row.err)
+		if o.answer != "" || (row.want == "") != (o.unasked == "") || !strings.Contains(o.unasked, row.want) {
+			t.Errorf("%s: %+v", name, o)
+		}
+	}
+	ended, stop := context.WithCancel(t.Context())
+	stop()
+	if o := silence(ended, os.ErrDeadlineExceeded); o.unasked != "interrupted" {
+		t.Errorf("interrupted: %+v", o)
+	}
+}
+
+func TestAReportIsSilentOnlyWhenAllWasAsked(t *testing.T) {
+	if (Report{}).Silent() {
+		t.Error("nothing was asked, and it is silent")
+	}
+	var r Report
+	for _, o := range []outcome{{}, {skipped: true}, {unasked: "no way"}, {unasked: "no way"}} {
+		r.add(o)
+	}
+	if r.Silent() || r.Asked != 1 || !slices.Equal(r.Unasked, []string{"no way"}) {
+		t.Errorf("%+v", r)
+	}
+	var loud Report
+	loud.add(outcome{answer: "port 7 is open"})
+	if loud.Silent() {
+		t.Errorf("%+v", loud)
+	}
+	ended, stop := context.WithCancel(t.Context())
+	stop()
+	if r := Ask(ended, netip.MustParseAddr("127.0.0.1"), []uint16{9}, true, nameless); r.Silent() {
+		t.Errorf("interrupted before it began: %+v", r)
+	}
+}
+
+// A closed port says so, and an open one is named.
+func TestWhatAnswersIsTold(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := netip.MustParseAddrPort(l.Addr().String()).Port()
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := netip.MustParseAddrPort(gone.Addr().String()).Port()
+	if err := gone.Close(); err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	r := Ask(t.Context(), netip.MustParseAddr("127.0.0.1"), []uint16{open, closed}, true, func(p uint16) string {
+		return map[uint16]string{open: "HTTP API"}[p]
+	})
+	all := strings.Join(r.Answers, "\n")
+	for _, want := range []string{"is open (HTTP API)", "is closed, and says so: no rule keeps strangers from it", "UDP port 33434 is closed, and says so"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("lacks %q:\n%s", want, all)
+		}
+	}
+	if r.Silent() {
+		t.Error("silent")
+	}
+}
+
+func TestASampleIsOfThePortsThatTheKernelChooses(t *testing.T) {
+	list := Sample(64)
+	slices.Sort(list)
+	if len(slices.Compact(list)) != 64 || list[0] < 32768 || list[63] > 60999 {
+		t.Errorf("%d", list)
+	}
+	if slices.Equal(list, slices.Sorted(slices.Values(Sample(64)))) {
+		t.Error("twice the same: the others would never be tried")
+	}
+}

@@ -1,0 +1,164 @@
+package wire
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// alone runs f in a network namespace of its own, with a device outside the tunnel and one that stands for the overlay's.
+func alone(t *testing.T, f func()) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("CI") == "true" {
+			t.Fatal("isolate's tests make network namespaces and need root; in CI they are never skipped")
+		}
+		t.Skip("NOT RUN: isolate's tests make network namespaces and need root")
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err := plug(); err != nil {
+			t.Error(err)
+			return
+		}
+		f()
+	}()
+	<-done
+}
+
+// plug makes the namespace and its two devices, whose other ends are in a namespace that nobody looks at.
+func plug() error {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	far, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(far)
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	there, err := netlink.NewHandleAt(netns.NsHandle(far))
+	if err != nil {
+		return err
+	}
+	defer there.Close()
+	for name, net3 := range map[string]string{"wire0": "192.0.2.", "inside0": "10.99.0."} {
+		own, err := netlink.ParseAddr(net3 + "1/24")
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name, PeerNamespace: netlink.NsFd(far)}); err != nil {
+			return err
+		}
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		// Somebody else's address, so that a packet is sent without being asked for.
+		neighbour := &netlink.Neigh{LinkIndex: l.Attrs().Index, State: netlink.NUD_PERMANENT, IP: net.ParseIP(net3 + "2"), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
+		end, err := there.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(there.LinkSetUp(end), netlink.LinkSetUp(l), netlink.AddrAdd(l, own), netlink.NeighAdd(neighbour)); err != nil {
+			return err
+		}
+		for until := time.Now().Add(5 * time.Second); l.Attrs().OperState != netlink.OperUp; { // before that packets are thrown away
+			if l, err = netlink.LinkByName(name); err != nil || time.Now().After(until) {
+				return errors.Join(err, errors.New("the device does not come up"))
+			}
+		}
+	}
+	return nil
+}
+
+// send puts datagrams on the device that leads to the address.
+func send(t *testing.T, to string, text string, times int) {
+	t.Helper()
+	c, err := net.Dial("udp", to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for range times {
+		if _, err := c.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func over() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}
+
+// What came before the end of a watch is looked at, and what found no room is counted: a wire of which a part was not seen
+// is never clean.
+func TestNothingThatCrossedTheWireIsPassedOver(t *testing.T) {
+	const packets = 400
+	for name, room := range map[string]int{"with room": 16 << 20, "without": 1} {
+		alone(t, func() {
+			fd, err := open()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer unix.Close(fd)
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, room); err != nil {
+				t.Error(err)
+			}
+			send(t, "192.0.2.2:5557", "needle", packets)
+			w := watcher([]byte("needle"))
+			if err := w.read(over(), fd, "inside0"); err != nil {
+				t.Error(err)
+			}
+			w.tunnel, w.crossed = 1, 1
+			r, seen := w.Report(), 0
+			for _, f := range r.Flows {
+				if f.To == netip.MustParseAddrPort("192.0.2.2:5557") && f.Marked {
+					seen = f.Packets
+				}
+			}
+			if name == "with room" && (seen != packets || r.Lost != 0) {
+				t.Errorf("%s: %d of %d packets were looked at, %d are said to be lost", name, seen, packets, r.Lost)
+			}
+			if name == "without" && (seen == packets || seen+r.Lost < packets || r.Verdict == Clean) {
+				t.Errorf("%s: %d of %d packets were looked at, %d are said to be lost: %s", name, seen, packets, r.Lost, r.Verdict)
+			}
+		})
+	}
+}
+
+// The overlay's own device is inside: what crosses it is not in clear, and shows whether the prompt was sent at all.
+func TestWhatCrossesTheOverlaysDeviceIsInside(t *testing.T) {
+	alone(t, func() {
+		fd, err := open()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer unix.Close(fd)
+		send(t, "10.99.0.2:5557", "needle", 3)
+		w := watcher([]byte("needle"))
+		if err := w.read(over(), fd, "inside0"); err != nil {
+			t.Error(err)
+		}
+		if r := w.Report(); r.Crossed != 3 || len(r.Flows) != 0 || r.Verdict != Inconclusive {
+			t.Errorf("%+v", r)
+		}
+	})
+}
