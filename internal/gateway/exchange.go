@@ -263,23 +263,32 @@ func (x *Exchange) answer(w http.ResponseWriter) {
 // End settles, gives back and records; it is called once, on every way out. It is stage "always" of the data path.
 func (x *Exchange) End() {
 	now := x.gateway.Now()
+	x.write(now, x.settle(now))
+}
+
+// settle charges what was used and gives back what was taken, also when finding out what was used panics.
+func (x *Exchange) settle(now time.Time) vllm.Usage {
+	defer x.giveBack(now)
 	usage := x.usage()
+	if x.slot != nil && x.reserved > 0 {
+		x.slot.Settle(x.settlement(usage), now)
+	}
+	return usage
+}
+
+func (x *Exchange) giveBack(now time.Time) {
 	if x.slot != nil {
-		if x.reserved > 0 {
-			x.slot.Settle(x.settlement(usage), now)
-		}
 		x.slot.Release(now)
+	}
+	x.held.give()
+	if x.release != nil {
+		x.release()
 	}
 	if x.doc != nil {
 		if err := x.doc.Close(); err != nil {
 			x.gateway.Log.Warn("closing a body", "id", x.request.ID, "error", err)
 		}
 	}
-	x.held.give()
-	if x.release != nil {
-		x.release()
-	}
-	x.write(now, usage)
 }
 
 // write makes the last record and the metrics. Refusals of nobody are counted, or a flood of strangers would fill the disk.

@@ -194,16 +194,21 @@ func (x *Exchange) end(w http.ResponseWriter, panicked any) {
 		return
 	}
 	aborted := panicked == http.ErrAbortHandler
+	if x.reply != nil && x.outcome.Ended == verdict.NotForwarded { // in the middle of Send: the upstream may do the work
+		x.outcome.BytesUp = max(1, x.facts.BodyBytes)
+	}
 	x.outcome.Ended = verdict.Panicked
+	defer func() { // telling of a panic may panic for the same reason, and must not cost the key its slot
+		x.End()
+		if x.outcome.Written {
+			panic(http.ErrAbortHandler) // cut the connection: a clean end would look like success
+		}
+	}()
 	if !aborted {
 		x.gateway.Log.Error("panic on the data path", "id", x.request.ID, "panic", panicked, "stack", string(debug.Stack()))
 	}
 	if !x.outcome.Written && !aborted {
 		x.refuse(w, verdict.Refuse(verdict.InternalError, errors.New("panic")))
-	}
-	x.End()
-	if x.outcome.Written {
-		panic(http.ErrAbortHandler) // cut the connection: a clean end would look like success
 	}
 }
 

@@ -83,6 +83,10 @@ func (s *fakeSlot) Reserve(n int64, _ time.Time) verdict.Verdict {
 }
 
 func (s *fakeSlot) Settle(n int64, _ time.Time) {
+	if s.f.panics == "settle" {
+		s.f.panics = ""
+		panic("settle")
+	}
 	if !s.closed {
 		s.closed = true
 		s.f.reserved -= s.mine
@@ -180,6 +184,12 @@ func build(t *testing.T) (*Gateway, *fakes) {
 type request struct{ method, target, role, body string }
 
 func (r request) do(g *Gateway) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	r.to(g, w)
+	return w
+}
+
+func (r request) to(g *Gateway, w http.ResponseWriter) {
 	req := httptest.NewRequest(r.method, "/", strings.NewReader(r.body))
 	req.RequestURI = r.target
 	req.Header.Set("Test-Role", r.role)
@@ -188,9 +198,7 @@ func (r request) do(g *Gateway) *httptest.ResponseRecorder {
 	} else {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	w := httptest.NewRecorder()
 	g.ServeHTTP(w, req)
-	return w
 }
 
 var chat = request{"POST", "/v1/chat/completions", "chat", `{"model":"llama","messages":[{"role":"user","content":"hi"}],"max_tokens":5}`}
@@ -304,11 +312,52 @@ func TestEverythingComesBackAfterAPanicInTheUpstream(t *testing.T) {
 	if w.Code != 500 || w.Header().Get("X-Vallum-Reason") != "internal_error" || w.Header().Get("X-Should-Retry") != "false" {
 		t.Errorf("answered %d %v", w.Code, w.Header())
 	}
-	if len(f.records) != 2 || f.records[1].Ended != "panic" {
-		t.Errorf("records %+v", f.records)
+	if len(f.records) != 2 || f.records[1].Ended != "panic" || f.settled == 0 || f.records[1].PromptTokens != f.settled {
+		t.Errorf("charged %d, records %+v", f.settled, f.records)
 	}
 	nothingHeld(t, g, f)
 }
+
+// What panics may panic again where it is told of: in the log, in the answer, in the count of what was used. The slot, the
+// tokens and the memory come back all the same.
+func TestEverythingComesBackAfterAPanicWithinAPanic(t *testing.T) {
+	for what, set := range map[string]func(*Gateway, *fakes){
+		"the log":    func(g *Gateway, f *fakes) { f.panics, g.Log = "forward", slog.New(brokenLog{}) },
+		"the answer": func(_ *Gateway, f *fakes) { f.panics = "forward" },
+		"the count":  func(_ *Gateway, f *fakes) { f.panics = "settle" },
+	} {
+		g, f := build(t)
+		set(g, f)
+		var w http.ResponseWriter = httptest.NewRecorder()
+		if what == "the answer" {
+			w = brokenWriter{}
+		}
+		if !panics(func() { chat.to(g, w) }) {
+			t.Errorf("%s: the connection is not cut", what)
+		}
+		if f.settled == 0 { // the upstream may have done the work
+			t.Errorf("%s: nothing was charged", what)
+		}
+		nothingHeld(t, g, f)
+	}
+}
+
+func panics(do func()) (did bool) {
+	defer func() { did = recover() != nil }()
+	do()
+	return false
+}
+
+// brokenLog panics at every line.
+type brokenLog struct{ slog.Handler }
+
+// brokenWriter panics when it is asked for anything but its header.
+type brokenWriter struct{ http.ResponseWriter }
+
+func (brokenWriter) Header() http.Header { return http.Header{} }
+
+func (brokenLog) Enabled(context.Context, slog.Level) bool  { return true }
+func (brokenLog) Handle(context.Context, slog.Record) error { panic("the log") }
 
 func TestARevokedKeyEndsItsRunningRequest(t *testing.T) {
 	g, f := build(t)

@@ -23,11 +23,15 @@ type exchange struct {
 	whole  bool // the answer was sent whole
 	gone   bool // the client left
 	broken bool // the connection is to break now
+	over   func()
 }
 
 // run answers the request.
 func (x *exchange) run() {
-	if b, ok := x.s.take(x.r.Method, x.r.Path); ok {
+	defer x.ending()
+	if x.s.o.Act != nil && !x.r.isProbe() {
+		x.b, x.over = x.s.o.Act(x.ctx, x.r)
+	} else if b, ok := x.s.take(x.r.Method, x.r.Path); ok {
 		x.b = b
 	}
 	if x.s.unauthorized(&x.r) {
@@ -51,6 +55,14 @@ func (x *exchange) run() {
 		x.respond(405, "application/json", `{"detail":"Method Not Allowed"}`)
 	default:
 		x.respond(404, "application/json", `{"detail":"Not Found"}`)
+	}
+}
+
+// ending tells who asked for it that the answer is about to end.
+func (x *exchange) ending() {
+	if over := x.over; over != nil {
+		x.over = nil
+		over()
 	}
 }
 
@@ -110,6 +122,7 @@ func (x *exchange) respond(status int, kind, body string, header ...string) {
 	if x.r.Method == "HEAD" {
 		body = ""
 	}
+	x.ending()
 	x.whole = x.write(head + body)
 }
 
@@ -185,6 +198,7 @@ func (x *exchange) endStream() {
 	if x.gone || x.broken || x.whole {
 		return
 	}
+	x.ending()
 	if x.b.Kind == BareStream {
 		x.whole, x.broken = true, true
 		return

@@ -32,6 +32,11 @@ type Options struct {
 	Idle          time.Duration    // how long an idle connection stays open; 0 is vLLM's 5 s
 	UDS           string           // Start: the path of a UNIX socket to listen on instead of loopback
 	TLS           *tls.Config      // Start: serve HTTPS
+
+	// Act, when it is set, is asked how to answer each request that arrived whole and is no probe, in the place of Next. It
+	// may take its time; ctx ends when the client leaves. over, unless nil, is called before the last byte of the answer
+	// leaves or the connection breaks: a client that has its answer is no longer counted by who counts what runs.
+	Act func(ctx context.Context, r Recorded) (b Behaviour, over func())
 }
 
 // Server is a fake vLLM. Make one with New or Start.
