@@ -9,23 +9,31 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/daemon"
+	"github.com/vallum/vallum/internal/daemon/resolve"
 )
 
 func newCheck(s streams) *cobra.Command {
 	var file string
-	var show, asJSON bool
+	var show, files, asJSON bool
 	c := &cobra.Command{
 		Use:   "check",
 		Short: "Says what is wrong with a configuration, and what would be right",
-		Long: "Names every problem of the file, with the line and what would be right there. It reads that one file: what the\n" +
-			"file names (keys, certificates, sockets) is looked at by serve, on the machine that has it.",
+		Long: "Names every problem of the file, with the line and what would be right there. It reads that one file. With --files\n" +
+			"it also looks at what the file names (keys, certificates, variables, directories), on this machine and as this user;\n" +
+			"serve does so when it starts and at each reload.",
 		Example: "  vallum check --config vallum.yaml\n" +
+			"  vallum check --config vallum.yaml --files    on the machine, and as the user, that serves\n" +
 			"  vallum check --config vallum.yaml --print    with every default",
 		RunE: func(c *cobra.Command, _ []string) error {
 			if show && asJSON {
 				return usagef("--print prints YAML, --json the problems: give one of them")
 			}
-			conf, err := readConfig(file, s.in)
+			read := readConfig
+			if files {
+				read = func(file string, in io.Reader) (*config.Config, error) { return readWithFiles(file, in, "") }
+			}
+			conf, err := read(file, s.in)
 			if asJSON {
 				return checkJSON(s, err)
 			}
@@ -41,6 +49,11 @@ func newCheck(s streams) *cobra.Command {
 				return err
 			}
 			if show {
+				if conf.State == "" {
+					if conf.State, err = daemon.StateDir(); err != nil {
+						return err
+					}
+				}
 				b, err := conf.Print()
 				if err != nil {
 					return err
@@ -53,6 +66,7 @@ func newCheck(s streams) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&file, "config", "vallum.yaml", "the configuration; - for standard input")
+	c.Flags().BoolVar(&files, "files", false, "look at the files, variables and directories that it names, too")
 	c.Flags().BoolVar(&show, "print", false, "print the effective configuration with every default")
 	c.Flags().BoolVar(&asJSON, "json", false, "print the problems as JSON")
 	return c
@@ -80,6 +94,34 @@ func checkJSON(s streams, err error) error {
 
 // readConfig reads and parses a configuration file, or standard input for "-".
 func readConfig(file string, in io.Reader) (*config.Config, error) {
+	b, err := readText(file, in)
+	if err != nil {
+		return nil, err
+	}
+	return config.Parse(file, b)
+}
+
+// readWithFiles is readConfig, and looks at what the file names. The state directory is another when one is given.
+func readWithFiles(file string, in io.Reader, state string) (*config.Config, error) {
+	b, err := readText(file, in)
+	if err != nil {
+		return nil, err
+	}
+	conf, err := config.Parse(file, b)
+	if err != nil {
+		return nil, err
+	}
+	named := *conf
+	if state != "" {
+		named.State = state
+	}
+	if found := resolve.Check(&named); len(found) > 0 {
+		return nil, config.Locate(file, b, found)
+	}
+	return conf, nil
+}
+
+func readText(file string, in io.Reader) ([]byte, error) {
 	var b []byte
 	var err error
 	if file == "-" {
@@ -90,5 +132,5 @@ func readConfig(file string, in io.Reader) (*config.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
-	return config.Parse(file, b)
+	return b, nil
 }

@@ -50,6 +50,7 @@ func TestMain(m *testing.M) {
 //	fill FILE                                 replaces ${NAME} in a file
 //	replace OLD NEW FILE                      replaces a text in a file
 //	waitfor FILE TEXT                         waits, for at most 5 s, until a file holds a text
+//	certificate NAME [expired]                makes NAME.crt and NAME.key
 func TestScripts(t *testing.T) {
 	// A process that ignores SIGHUP, as under nohup, has children that do. One that waits for it has not.
 	hangup := make(chan os.Signal, 1)
@@ -60,7 +61,7 @@ func TestScripts(t *testing.T) {
 		UpdateScripts: *update,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"vllm": scriptVLLM, "serve": scriptServe, "http": scriptHTTP, "exits": scriptExits, "stable": scriptStable, "field": scriptField,
-			"segment": scriptSegment, "fill": scriptFill, "replace": scriptReplace, "waitfor": scriptWaitFor,
+			"segment": scriptSegment, "fill": scriptFill, "replace": scriptReplace, "waitfor": scriptWaitFor, "certificate": scriptCertificate,
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Vars = append(e.Vars, "NO_COLOR=1")

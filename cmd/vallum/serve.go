@@ -108,7 +108,7 @@ func (f serveFlags) loader(in io.Reader) (func() (*config.Config, error), error)
 		return func() (*config.Config, error) { return conf, err }, err
 	}
 	return func() (*config.Config, error) {
-		conf, err := readConfig(f.config, in)
+		conf, err := readWithFiles(f.config, in, f.state)
 		if err != nil {
 			return nil, err
 		}

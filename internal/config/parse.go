@@ -32,6 +32,22 @@ func Parse(name string, b []byte) (*Config, error) {
 	return c, nil
 }
 
+// Locate gives problems that were found elsewhere, such as files that are not there, their places in the file: what
+// stands at their Path, or nearest above it. The text is that of a file that Parse takes.
+func Locate(name string, b []byte, found []Problem) *Problems {
+	_, d, p := decodeFile(name, b)
+	if d == nil {
+		return p
+	}
+	d.problems = nil
+	for _, one := range found {
+		d.at(one.Path, one.What, one.Right)
+	}
+	p.List = d.problems
+	p.sort()
+	return p
+}
+
 // decodeFile decodes the one document of a file, without judging what it says. The decoder is nil when there is none to
 // judge: then p has the problem.
 func decodeFile(name string, b []byte) (c *Config, d *decoder, p *Problems) {

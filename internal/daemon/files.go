@@ -37,7 +37,7 @@ func digestOf(names ...string) digest {
 	return digest(h.Sum(nil))
 }
 
-// trustOf is a digest of the files that upstreamTLS reads.
+// trustOf is a digest of the files that resolve.TLS reads.
 func trustOf(u config.Upstream) digest { return digestOf(u.CA, u.Certificate, u.CertKey) }
 
 // readFiles are the files that a reload of this configuration reads. Other files change in the same directories, a log

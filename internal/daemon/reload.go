@@ -16,6 +16,7 @@ import (
 	"github.com/vallum/vallum/internal/audit"
 	"github.com/vallum/vallum/internal/authn"
 	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/daemon/resolve"
 	"github.com/vallum/vallum/internal/daemon/screen"
 	"github.com/vallum/vallum/internal/forward"
 	"github.com/vallum/vallum/internal/gateway"
@@ -121,7 +122,7 @@ func (d *Daemon) prepare(ctx context.Context, conf *config.Config) (servers map[
 		}
 	}
 	for _, u := range conf.Upstreams {
-		key, err := upstreamKey(u)
+		key, err := resolve.Key(u)
 		if err == nil {
 			if s := d.servers[u.Name]; s != nil && reflect.DeepEqual(before[u.Name], u) && s.key == key && s.trust == trustOf(u) && d.sameTimeouts(conf) {
 				servers[u.Name] = s
@@ -156,7 +157,7 @@ func (d *Daemon) start(ctx context.Context, u config.Upstream, key string, t con
 		return nil, fmt.Errorf("upstream %q: %w", u.Name, err)
 	}
 	files := trustOf(u) // before they are read: what changes meanwhile is seen the next time
-	trust, err := upstreamTLS(u)
+	trust, err := resolve.TLS(u)
 	if err != nil {
 		return nil, err
 	}
@@ -238,11 +239,12 @@ func modelsOf(states []upstream.State) []policy.Model {
 		for _, m := range st.Models {
 			i := slices.IndexFunc(models, func(p policy.Model) bool { return p.Name == m.Name })
 			if i < 0 {
-				models = append(models, policy.Model{Name: m.Name, Upstreams: []string{st.Name}, MaxModelLen: m.MaxModelLen, Created: m.Created})
+				models = append(models, policy.Model{Name: m.Name, Upstreams: []string{st.Name}, MaxModelLen: m.MaxModelLen, LongestLen: m.MaxModelLen, Created: m.Created})
 				continue
 			}
 			models[i].Upstreams = append(models[i].Upstreams, st.Name)
 			models[i].MaxModelLen = shorter(models[i].MaxModelLen, m.MaxModelLen)
+			models[i].LongestLen = max(models[i].LongestLen, m.MaxModelLen)
 		}
 	}
 	return models

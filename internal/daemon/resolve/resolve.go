@@ -1,4 +1,6 @@
-package daemon
+// Package resolve reads what a configuration names: secrets, certificates, authorities; and says all that is wrong with it.
+// It refuses a file that does not hold what it should, and never tells what a secret is.
+package resolve
 
 import (
 	"crypto/tls"
@@ -14,31 +16,8 @@ import (
 // maxSecret bounds a file that holds a secret.
 const maxSecret = 64 << 10
 
-// StateDir is where the state is when nobody says otherwise: /var/lib/vallum for root, the XDG state folder for others.
-func StateDir() (string, error) {
-	if os.Geteuid() == 0 {
-		return "/var/lib/vallum", nil
-	}
-	if dir := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
-		return filepath.Join(dir, "vallum"), nil
-	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return "", fmt.Errorf("finding the state directory: %w; name one with --state DIR", err)
-	}
-	return filepath.Join(home, ".local", "state", "vallum"), nil
-}
-
-// stateFlag is what `vallum` has to be told when the state is not where it looks by itself.
-func stateFlag(state string) string {
-	if dir, err := StateDir(); err == nil && dir == state {
-		return ""
-	}
-	return " --state " + state
-}
-
-// upstreamKey reads vLLM's own key from where the configuration says that it is. "" means that there is none.
-func upstreamKey(u config.Upstream) (string, error) {
+// Key reads vLLM's own key from where the configuration says that it is. "" means that there is none.
+func Key(u config.Upstream) (string, error) {
 	key, err := readKey(u)
 	if err != nil {
 		return "", fmt.Errorf("upstream %q: %w", u.Name, err)
@@ -89,8 +68,8 @@ func secretFile(name string) (string, error) {
 	return key, nil
 }
 
-// upstreamTLS is how an https upstream is trusted, and what Vallum shows it. nil for the other schemes.
-func upstreamTLS(u config.Upstream) (*tls.Config, error) {
+// TLS is how an https upstream is trusted, and what Vallum shows it. nil for the other schemes.
+func TLS(u config.Upstream) (*tls.Config, error) {
 	if !strings.HasPrefix(u.URL, "https:") {
 		if u.CA != "" || u.Certificate != "" {
 			return nil, fmt.Errorf("upstream %q: ca and certificate are for https, and its url is %s", u.Name, u.URL)
