@@ -137,6 +137,14 @@ func TestAuditIsNeverGreenBesideRDMA(t *testing.T) {
 	if err := json.Unmarshal([]byte(out[strings.Index(out, "{"):]), &r); err != nil || code != 4 || r.Verdict != audit.NotProtected || strings.Contains(out, "verysecret") {
 		t.Errorf("with NCCL_NET=IB: exit %d %v\n%s", code, err, out)
 	}
+	l.hosts["b"].up(t)
+	verify := "$PROGRAM isolate verify --state $STATE --config $STATE/vallum.yaml --ports 8000"
+	if out, code := a.alone(t, verify); code != 0 {
+		t.Errorf("verify without an adapter: exit %d\n%s", code, out)
+	}
+	if out, code := a.alone(t, adapter+verify); code != 4 || !strings.Contains(out, "NOT PROTECTED: InfiniBand, mlx5_0") || !strings.Contains(out, "b answers inside") {
+		t.Errorf("verify with an adapter: exit %d\n%s", code, out)
+	}
 	if out, code := a.alone(t, start+"$PROGRAM isolate observe --state $STATE", engine...); code != 0 || !strings.Contains(out, `"NCCL_IB_DISABLE": "1"`) || strings.Contains(out, "verysecret") || strings.Contains(out, listenEnv) {
 		t.Errorf("observe: exit %d\n%s", code, out)
 	}

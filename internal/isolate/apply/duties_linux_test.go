@@ -1,13 +1,17 @@
 package apply_test
 
 import (
+	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"golang.zx2c4.com/wireguard/wgctrl"
 
 	"github.com/vallum/vallum/internal/isolate"
 	"github.com/vallum/vallum/internal/isolate/ipnet"
@@ -39,6 +43,107 @@ func TestABatchThatDoesNotLoadIsAnErrorAndNotAGuard(t *testing.T) {
 			t.Error("a hook that is not known was taken")
 		}
 	})
+}
+
+// What the kernel made of a batch is compared with what was meant, although it took the batch.
+func TestRulesThatTheKernelTookOtherwiseAreAnError(t *testing.T) {
+	needRoot(t)
+	// Two chains of one name become one: taken, and not what was meant.
+	twice := isolate.Ruleset{Chains: []isolate.Chain{{Hook: "input", Drop: true}, {Hook: "input", Drop: true, Rules: []isolate.Rule{{Name: "loopback", InDevice: "lo", Accept: true}}}}}
+	newSpace(t).do(func() {
+		if err := nft.Load(twice); err == nil || !strings.Contains(err.Error(), "are not those of the plan") {
+			t.Errorf("rules that were taken otherwise than they were meant: %v", err)
+		}
+	})
+}
+
+// Whoever may change rules may open them; what he changed is seen, whatever it is.
+func TestEveryChangeOfTheRulesIsSeen(t *testing.T) {
+	needRoot(t)
+	rules := isolate.Ruleset{Chains: []isolate.Chain{
+		{Hook: "input", Drop: true, Rules: []isolate.Rule{{Name: "loopback", InDevice: "lo", Accept: true}, {Name: isolate.RuleRefused}}},
+		{Hook: "output"},
+	}}
+	const table = "inet " + isolate.TableName
+	for script, want := range map[string]string{
+		"add table " + table + " { flags dormant; }":                                                 "guard nothing",
+		"chain " + table + " input { policy accept; }":                                               "missing: input: policy drop",
+		"add rule " + table + " input accept":                                                        "not ours: input: a rule with comment",
+		"insert rule " + table + ` input counter accept comment "refused"`:                           `not ours: input: a rule with comment "refused"`,
+		"flush chain " + table + " input":                                                            "missing: input: iifname",
+		"add chain " + table + " other":                                                              "hangs on no hook",
+		"add chain " + table + " first { type filter hook input priority -300; policy accept; }":     "not ours: first: policy accept at priority -300",
+		"delete table " + table:                                                                      "not loaded",
+		"delete chain " + table + " output":                                                          "missing: output: policy accept",
+		"add table inet somebody; add chain inet somebody in { type filter hook input priority 0; }": "",
+		"reset counters table " + table:                                                              "",
+	} {
+		newSpace(t).do(func() {
+			must(t, nft.Load(rules))
+			if out, err := exec.Command("nft", script).CombinedOutput(); err != nil {
+				t.Errorf("%s: %v %s", script, err, out)
+				return
+			}
+			err := nft.Check(rules)
+			if (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v, want %q", script, err, want)
+			}
+			must(t, nft.Load(rules)) // up repairs it
+		})
+	}
+}
+
+// An overlay address belongs to one key: a member that takes another's is not heard, although it is let in by its own.
+func TestAMemberCannotPoseAsAnother(t *testing.T) {
+	l := newLab(t, "a", "b", "gw")
+	a, b, gw := l.hosts["a"], l.hosts["b"], l.hosts["gw"]
+	a.echo(t, 8000)
+	l.sign(nil, "a", "b", "gw")
+	for _, h := range []*host{a, b, gw} {
+		h.up(t)
+	}
+	if !gw.reaches(a.over, 8000, open) {
+		t.Fatal("the gateway does not reach the API: this would prove nothing")
+	}
+	want := map[string][]string{b.key: {b.over.String() + "/32", b.over6.String() + "/128"}, gw.key: {gw.over.String() + "/32", gw.over6.String() + "/128"}}
+	c, err := wgctrl.New()
+	must(t, err)
+	defer c.Close()
+	d, err := c.Device(a.device)
+	must(t, err)
+	if len(d.Peers) != len(want) {
+		t.Errorf("%d peers", len(d.Peers))
+	}
+	for _, peer := range d.Peers {
+		var got []string
+		for _, p := range peer.AllowedIPs {
+			got = append(got, p.String())
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, want[peer.PublicKey.String()]) {
+			t.Errorf("peer %s may send as %q, want %q", peer.PublicKey, got, want[peer.PublicKey.String()])
+		}
+	}
+	gw.do(func() {
+		must(t, netlink.AddrAdd(link(t, gw.device), &netlink.Addr{IPNet: ipnet.Of(netip.PrefixFrom(b.over, 32))}))
+	})
+	for own, gets := range map[netip.Addr]bool{gw.over: true, b.over: false} {
+		wait := closed
+		if gets {
+			wait = open
+		}
+		var err error
+		gw.do(func() {
+			var c net.Conn
+			dialer := net.Dialer{Timeout: wait, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(own, 0))}
+			if c, err = dialer.Dial("tcp", netip.AddrPortFrom(a.over, 8000).String()); err == nil {
+				_ = c.Close()
+			}
+		})
+		if (err == nil) != gets {
+			t.Errorf("the gateway as %s: %v", own, err)
+		}
+	}
 }
 
 // vLLM is started on an overlay that is whole: its device up with its address on it, its rules loaded, its routes there.

@@ -105,6 +105,9 @@ func read() ([]loadedChain, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the rules: %w", err)
 	}
+	if err := awake(c); err != nil {
+		return nil, err
+	}
 	var ours []loadedChain
 	for _, chain := range all {
 		if chain.Table.Name != isolate.TableName {
@@ -120,6 +123,20 @@ func read() ([]loadedChain, error) {
 		ours = append(ours, loadedChain{chain, rules})
 	}
 	return ours, nil
+}
+
+// awake refuses our table when it sleeps: its rules are all there, and none is asked (nft(8), "flags dormant").
+func awake(c *nftables.Conn) error {
+	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return fmt.Errorf("reading the rules: %w", err)
+	}
+	for _, t := range tables {
+		if t.Name == isolate.TableName && t.Flags != 0 {
+			return fmt.Errorf("table %q has flags %#x (dormant is 1): its rules are there and guard nothing", t.Name, t.Flags)
+		}
+	}
+	return nil
 }
 
 // Remove deletes our table; that there is none is no error.

@@ -25,7 +25,7 @@ func Capture(ctx context.Context, w *Watcher, p *isolate.Plan) error {
 	defer func() { _ = unix.Close(fd) }()
 	// Room for what comes while this process does not run; what still finds none is counted and told.
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 32<<20)
-	return w.read(ctx, fd, p.Device)
+	return w.read(ctx, fd, p.Device, make([]byte, largest))
 }
 
 // open is a socket that is given every packet of every device, from its IP header on.
@@ -44,9 +44,8 @@ func open() (fd int, err error) {
 }
 
 // read looks at what the socket was given until ctx ends, all of it, and counts what it was not given for want of room.
-func (w *Watcher) read(ctx context.Context, fd int, overlay string) error {
+func (w *Watcher) read(ctx context.Context, fd int, overlay string, b []byte) error {
 	name := deviceNames(overlay)
-	b := make([]byte, largest)
 	read := 0
 	next := func() error {
 		n, from, err := unix.Recvfrom(fd, b, unix.MSG_TRUNC) // n is the packet's length, whatever of it there was room for

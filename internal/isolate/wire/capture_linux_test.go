@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -123,7 +124,7 @@ func TestNothingThatCrossedTheWireIsPassedOver(t *testing.T) {
 			}
 			send(t, "192.0.2.2:5557", "needle", packets)
 			w := watcher([]byte("needle"))
-			if err := w.read(over(), fd, "inside0"); err != nil {
+			if err := w.read(over(), fd, "inside0", make([]byte, largest)); err != nil {
 				t.Error(err)
 			}
 			w.tunnel, w.crossed = 1, 1
@@ -154,10 +155,31 @@ func TestWhatCrossesTheOverlaysDeviceIsInside(t *testing.T) {
 		defer unix.Close(fd)
 		send(t, "10.99.0.2:5557", "needle", 3)
 		w := watcher([]byte("needle"))
-		if err := w.read(over(), fd, "inside0"); err != nil {
+		if err := w.read(over(), fd, "inside0", make([]byte, largest)); err != nil {
 			t.Error(err)
 		}
 		if r := w.Report(); r.Crossed != 3 || len(r.Flows) != 0 || r.Verdict != Inconclusive {
+			t.Errorf("%+v", r)
+		}
+	})
+}
+
+// Of a packet that does not fit the buffer only a part is looked at: the rest counts as lost.
+func TestAPacketThatWasNotSeenWholeIsLost(t *testing.T) {
+	alone(t, func() {
+		fd, err := open()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer unix.Close(fd)
+		send(t, "192.0.2.2:5557", strings.Repeat("long ", 100)+"needle", 3)
+		w := watcher([]byte("needle"))
+		if err := w.read(over(), fd, "inside0", make([]byte, 64)); err != nil {
+			t.Error(err)
+		}
+		w.tunnel, w.crossed = 1, 1
+		if r := w.Report(); r.Lost != 3 || r.Verdict == Clean {
 			t.Errorf("%+v", r)
 		}
 	})
