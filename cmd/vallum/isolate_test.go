@@ -128,10 +128,22 @@ func TestIsolateRefusesWhatWasNotSignedOrIsOld(t *testing.T) {
 func TestKubernetesPolicyNamesItsLimits(t *testing.T) {
 	l := &isolateLab{t: t}
 	out, _ := l.vallum(0, "policy", "kubernetes", "--app", "engine")
-	for _, want := range []string{"hostNetwork: true are not covered", "podSelector: {matchLabels: {app: engine}}", "port: 8000"} {
+	for _, want := range []string{"hostNetwork: true are not covered", `podSelector: {matchLabels: {app: "engine"}}`, "port: 8000"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("lacks %q:\n%s", want, out)
 		}
 	}
-	l.vallum(2, "policy", "kubernetes", "--app", "a}, {b")
+	for flag, bad := range map[string][]string{
+		"--app":               {"a}, {b", "-a", "a-", "", "a\nb"},
+		"--gateway":           {"a}, {b"},
+		"--namespace":         {"Edge", "a.b"},
+		"--gateway-namespace": {"a_b"},
+		"--api-port":          {"0"},
+	} {
+		for _, value := range bad {
+			if out, errs := l.vallum(2, "policy", "kubernetes", flag, value); out != "" || !strings.Contains(errs, flag) {
+				t.Errorf("%s %q: %s%s", flag, value, out, errs)
+			}
+		}
+	}
 }
