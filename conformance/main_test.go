@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/vallum/vallum/conformance/parts"
 	"github.com/vallum/vallum/conformance/report"
 )
 
@@ -86,6 +87,9 @@ func expected() []report.Row {
 	var rows []report.Row
 	for _, p := range readerProofs {
 		rows = append(rows, report.Row{Property: p.name, Part: readerPart, Version: vllmVersion})
+	}
+	for _, p := range proofsKube(&cluster{}) {
+		rows = append(rows, report.Row{Property: p.name, Part: kubePart, Version: parts.KubeVersion})
 	}
 	for _, p := range torchProofs {
 		rows = append(rows, report.Row{Property: p.name, Part: torchPart, Version: torchVersion})

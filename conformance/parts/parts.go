@@ -29,6 +29,7 @@ const (
 	AnthropicNode     = "1.12.0"
 	OpenAIGo          = "3.96.0"
 	AnthropicGo       = "1.84.0"
+	KubeVersion       = "1.37.2"
 	recipeDigestBytes = 4
 )
 

@@ -30,11 +30,17 @@ var (
 	NodePackage []byte
 	//go:embed recipes/node/package-lock.json
 	NodeLock []byte
+	// KubeModule and KubeSums are Go's two files of the module that builds kube-apiserver: k8s.io/kubernetes with its
+	// staging modules, which it replaces by folders of its own, at the release of the same day.
+	//go:embed recipes/kube-apiserver/go.mod.txt
+	KubeModule []byte
+	//go:embed recipes/kube-apiserver/go.sum.txt
+	KubeSums []byte
 )
 
-// DebianPackages are nginx, wrk, and the libraries of theirs that a slim system
+// DebianPackages are nginx, wrk, kube-apiserver's etcd, and the libraries of theirs that a slim system
 // may lack.
-var DebianPackages = []string{"nginx", "nginx-common", "wrk", "libluajit-5.1-2", "libpcre2-8-0", "libssl3"}
+var DebianPackages = []string{"nginx", "nginx-common", "wrk", "etcd-server", "libluajit-5.1-2", "libpcre2-8-0", "libssl3"}
 
 // The parts, each named once.
 var (
@@ -45,6 +51,7 @@ var (
 	Python     = New("python-clients", OpenAIPython, PythonClients)
 	Records    = New("record-clients", "1", everyFile(RecordClients))
 	Node       = New("node-clients", OpenAINode, NodePackage, NodeLock)
+	Kube       = New("kube-apiserver", KubeVersion, KubeModule, KubeSums)
 	Debian     = New("debian", "12", []byte(strings.Join(DebianPackages, " ")))
 )
 
