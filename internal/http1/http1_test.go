@@ -330,6 +330,38 @@ func TestAfterTwoLengthsNothingMoreIsRead(t *testing.T) {
 	}
 }
 
+// The end of a chunked body is where everybody sees it: net/http's reader takes LF for CRLF behind the last chunk. What has
+// a trailer is answered, and nothing behind it is read.
+func TestTheEndOfAChunkedBody(t *testing.T) {
+	s := serve(t, echo)
+	next := "GET /next HTTP/1.1\r\nHost: h\r\n\r\n"
+	for end, want := range map[string]string{
+		"0\r\n\r\n":                 "200 POST / ab",
+		"000\r\n\r\n":               "200 POST / ab",
+		"0;a=b\r\n\r\n":             "200 POST / ab",
+		"0\r\nX: y\r\n\r\n":         "200 close POST / ab",
+		"0\r\nX: y\r\nZ: z\r\n\r\n": "200 close POST / ab",
+		"0\r\nnonsense\r\n\r\n":     "418 ",
+		"0\n\n":                     "418 ",
+		"0\r\n\n":                   "418 ",
+		"0\r\nX: y\n\n":             "418 ",
+		"0\r\nX: y\r\n\n":           "418 close ",
+		"0\r\nX: y\n\r\n":           "418 ",
+		"0\r\n\r\r\n\r\n":           "418 ",
+		"0\r\nX: " + strings.Repeat("y", 5<<10) + "\r\n\r\n": "418 ",
+		"0\r\n" + strings.Repeat("X: y\r\n", 1<<10) + "\r\n": "418 close ",
+	} {
+		c := s.dial().send("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n" + end + next)
+		got := c.answer("POST")
+		if got != want {
+			t.Errorf("%.40q: %q, want %q", end, got, want)
+		}
+		if more := want == "200 POST / ab"; more != !c.closed() {
+			t.Errorf("%.40q: the next one is answered: %v", end, !more)
+		}
+	}
+}
+
 func TestContinueIsSaidOnceTheBodyIsRead(t *testing.T) {
 	read := make(chan bool)
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {

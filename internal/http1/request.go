@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httputil"
 	"strings"
 	"time"
 
@@ -62,6 +63,9 @@ func (c *conn) readRequest() (*http.Request, error) {
 	c.ownWrite = false
 	if c.body.left {
 		req.Body = &c.body
+	}
+	if c.body.left && len(req.TransferEncoding) > 0 {
+		c.body.from = &chunks{Reader: httputil.NewChunkedReader(c.br), conn: c}
 	}
 	return req, c.expect(req)
 }
@@ -155,6 +159,53 @@ func (c *conn) refuse(err error) {
 		m.status, http.StatusText(m.status), m.status, http.StatusText(m.status), m.says)
 	if c.bw.Flush() == nil {
 		c.lingeringClose(lingerHead)
+	}
+}
+
+// chunks is a chunked body. Its chunks are read by net/http's reader, which ends behind the last one's line.
+type chunks struct {
+	io.Reader
+	conn *conn
+	err  error // how it ended
+}
+
+func (c *chunks) Read(p []byte) (int, error) {
+	if c.err != nil {
+		return 0, c.err
+	}
+	n, err := c.Reader.Read(p)
+	if err == io.EOF {
+		c.err = c.conn.trailer()
+		err = c.err
+	}
+	return n, err
+}
+
+// maxTrailer bounds what stands behind the last chunk, in bytes.
+const maxTrailer = 4 << 10
+
+var errTrailer = errors.New("behind the last chunk stands no trailer, but something else")
+
+// trailer reads what stands behind the last chunk: io.EOF when it is as it should be. Nobody needs a trailer here; but where
+// it ends some see elsewhere (net/http for one takes LF for CRLF), so there is none of a doubtful form, and behind one
+// nothing is read as a request.
+func (c *conn) trailer() error {
+	for left := maxTrailer; ; {
+		line, err := c.br.ReadSlice('\n')
+		left -= len(line)
+		line, crlf := bytes.CutSuffix(line, []byte("\r\n"))
+		name, value, colon := bytes.Cut(line, []byte(":"))
+		switch {
+		case err == io.EOF:
+			return io.ErrUnexpectedEOF
+		case err != nil:
+			return err
+		case crlf && len(line) == 0:
+			return io.EOF
+		case !crlf || !colon || left < 0 || !httpguts.ValidHeaderFieldName(string(name)) || !httpguts.ValidHeaderFieldValue(string(value)):
+			return errTrailer
+		}
+		c.response.close = true
 	}
 }
 

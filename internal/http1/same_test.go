@@ -106,6 +106,9 @@ func FuzzTheRequestsAreThoseOfNetHTTP(f *testing.F) {
 			t.Fatalf("%q\nis %q here\nand %q to net/http", b, our, their)
 		}
 		for i := range our {
+			if cut, ok := strings.CutSuffix(our[i], " true"); ok && i == len(our)-1 && strings.HasPrefix(their[i], cut[:strings.LastIndex(cut, ` "`)]) {
+				break // a body whose end is doubtful; nothing is read behind it
+			}
 			if our[i] != their[i] {
 				t.Fatalf("%q\nis %q here\nand %q to net/http", b, our[i], their[i])
 			}
