@@ -62,10 +62,17 @@ func ownFor(p *isolate.Plan, to netip.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
+// errGateway is why a gateway is neither measured nor measures: a port for that would be one more that it reaches.
+var errGateway = errors.New("a gateway reaches vLLM's API and nothing else; its round trip is the echo's, above; measure throughput between two nodes of role vllm")
+
 // measure measures the peers one after the other, so that they do not share what is measured. That none could be measured
 // is no failure of the overlay, and no figure either.
-func (p *proof) measure(ctx context.Context, plan *isolate.Plan, self fleet.Node, m measuring) {
+func (p *proof) measure(ctx context.Context, plan *isolate.Plan, manifest *fleet.Manifest, self fleet.Node, m measuring) {
 	for _, peer := range plan.Peers {
+		if other, known := manifest.ByKey(peer.PublicKey); known && !(self.Has(fleet.RoleVLLM) && other.Has(fleet.RoleVLLM)) {
+			p.note("not measured: %s: %v", peer.Name, errGateway)
+			continue
+		}
 		r, err := measurePeer(ctx, plan, self, peer, m)
 		if err != nil {
 			p.note("not measured: %s: %v", peer.Name, err)

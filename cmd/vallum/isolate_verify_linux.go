@@ -84,9 +84,12 @@ func (v *verification) run(ctx context.Context, s streams, args []string) error 
 	if err != nil {
 		return usageError{err}
 	}
-	self, plan, err := v.holds(s)
+	self, plan, manifest, err := v.holds(s)
 	if err != nil {
 		return err
+	}
+	if v.serve > 0 && !self.Has(fleet.RoleVLLM) {
+		return errGateway
 	}
 	if v.serve > 0 {
 		return s.serveMeasuring(ctx, plan, self, v.measuring)
@@ -105,32 +108,32 @@ func (v *verification) run(ctx context.Context, s streams, args []string) error 
 		}
 	}
 	if v.measure {
-		p.measure(ctx, plan, self, v.measuring)
+		p.measure(ctx, plan, manifest, self, v.measuring)
 	}
 	return p.end()
 }
 
 // holds is the node and its plan, when the overlay stands as planned.
-func (v *verification) holds(s streams) (self fleet.Node, p *isolate.Plan, err error) {
+func (v *verification) holds(s streams) (self fleet.Node, p *isolate.Plan, m *fleet.Manifest, err error) {
 	n, err := v.in.read(s)
 	if err != nil {
-		return self, nil, err
+		return self, nil, nil, err
 	}
 	self, ok := n.manifest.ByKey(n.public)
 	if !ok {
-		return self, nil, errors.New("this node is not in the manifest")
+		return self, nil, nil, errors.New("this node is not in the manifest")
 	}
 	st := apply.State{Dir: n.state}
 	if err := st.Holds(); err != nil {
-		return self, nil, err
+		return self, nil, nil, err
 	}
 	if p, _, err = st.Applied(); err != nil {
-		return self, nil, err
+		return self, nil, nil, err
 	}
 	if err := n.manifest.Current(time.Now()); err != nil {
 		fmt.Fprintf(s.err, "vallum: warning: %v\n", err)
 	}
-	return self, p, nil
+	return self, p, n.manifest, nil
 }
 
 func parseNeedles(tokens, text string) ([][]byte, error) {

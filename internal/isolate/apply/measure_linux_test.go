@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vallum/vallum/internal/isolate/fleet"
 )
 
 // serving is a node that lets itself be measured.
@@ -194,12 +196,49 @@ func TestVerifyMeasuresNothingWithAPeerThatMisbehaves(t *testing.T) {
 		does.Store(&row.does)
 		began := time.Now()
 		m := a.measure(t, 3)
-		if notes := strings.Join(m.Notes, "\n"); len(m.Measured) != 0 || !strings.Contains(notes, row.want) || !strings.Contains(notes, "not measured: gate: ") || strings.Contains(notes, "\x1b") {
+		if notes := strings.Join(m.Notes, "\n"); len(m.Measured) != 0 || !strings.Contains(notes, row.want) || !strings.Contains(notes, "not measured: gate: a gateway reaches vLLM's API and nothing else; its round trip is the echo's") || strings.Contains(notes, "\x1b") {
 			t.Errorf("%s: %+v", name, m)
 		}
 		if took := time.Since(began); took > 30*time.Second {
 			t.Errorf("%s: it took %s", name, took)
 		}
+	}
+}
+
+// What a gateway can do instead is said on both sides.
+func TestAGatewayNeitherMeasuresNorServesIt(t *testing.T) {
+	l := newLab(t, "a", "gate")
+	a, gate := l.hosts["a"], l.hosts["gate"]
+	l.sign(nil, "a", "gate")
+	a.up(t)
+	gate.up(t)
+	m := gate.measure(t, 3)
+	if len(m.Measured) != 0 || len(m.Notes) != 1 || !strings.Contains(m.Notes[0], "not measured: a: a gateway reaches vLLM's API and nothing else") {
+		t.Errorf("%+v", m)
+	}
+	if _, said, code := gate.run("verify", "--config", gate.file("vallum.yaml"), "--measure-serve", "1m"); code != 1 || !strings.Contains(said, "measure throughput between two nodes of role vllm") {
+		t.Errorf("exit %d %s", code, said)
+	}
+}
+
+// The bare path over IPv6 is met like that over IPv4.
+func TestTheBarePathIsMeasuredOverIPv6(t *testing.T) {
+	l := newLab(t, "a", "b")
+	a, b := l.hosts["a"], l.hosts["b"]
+	l.sign(func(m *fleet.Manifest) {
+		for i, n := range m.Nodes {
+			m.Nodes[i].Endpoint = netip.AddrPortFrom(l.hosts[n.Name].under6, 51820)
+		}
+	}, "a", "b")
+	a.up(t)
+	b.up(t)
+	b.serve(t, "--bare")
+	m := a.measure(t, 0, "--bare")
+	if len(m.Measured) != 1 || !m.Measured[0].Bare.whole() || !m.Measured[0].Overlay.whole() {
+		t.Fatalf("%+v", m)
+	}
+	if got := m.Measured[0]; got.Bare.RoundTrip >= got.Overlay.RoundTrip {
+		t.Errorf("the path beside the tunnel is slower than the tunnel, so that it is not beside it: %+v", got)
 	}
 }
 
