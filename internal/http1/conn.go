@@ -59,6 +59,9 @@ type conn struct {
 	writeSet time.Time
 	ownWrite bool // the handler set the write deadline
 
+	blank    *http.Request // with the connection's context, and nothing of a request
+	request  http.Request  // the one that runs, if its head was plain
+	plain    plain
 	response response
 	body     body
 }

@@ -1,5 +1,5 @@
-// Package http1 serves HTTP/1.1 connections: one request after the other, each read by net/http's own parser, given to
-// a handler and answered, with a watch for clients that leave.
+// Package http1 serves HTTP/1.1 connections: one request after the other, each read by net/http's own parser or, in
+// the one form that has no second reading, as that one reads it, given to a handler and answered, with a watch for clients that leave.
 // It refuses what is no request, what announces its length in a way that nobody else would read alike, and header
 // blocks over its bound, with a bare status of its own: no request existed, so the handler is not called.
 //
@@ -24,7 +24,7 @@ import (
 )
 
 // Server serves the connections of its listeners. Its fields are not changed once Serve was called. Handlers get no
-// Hijacker; http.ResponseController reaches flushing and deadlines. The zero Server has no handler and refuses to serve.
+// Hijacker, and keep neither a request nor its header; http.ResponseController reaches flushing and deadlines. The zero Server has no handler and refuses to serve.
 type Server struct {
 	Handler        http.Handler
 	HeaderTimeout  time.Duration   // for a TLS handshake, and from a request's first byte to the end of its header block

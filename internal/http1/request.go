@@ -22,8 +22,9 @@ type malformed struct {
 
 func (m malformed) Error() string { return m.says }
 
-// readRequest waits for the next request and reads its head. The parser is net/http's; what its server asks of a
-// request besides is asked here, a little more strictly: no empty Host, no HTTP/2 preface, no other expectation.
+// readRequest waits for the next request and reads its head. The parser is net/http's, but for plain heads; what its
+// server asks of a request besides is asked here, a little more strictly: no empty Host, no HTTP/2 preface, no other
+// expectation.
 func (c *conn) readRequest() (*http.Request, error) {
 	s := c.server
 	c.headLeft = -1
@@ -41,6 +42,37 @@ func (c *conn) readRequest() (*http.Request, error) {
 			_, _ = c.br.Discard(2)
 		}
 	}
+	if req, ok := c.plainRequest(); ok {
+		return req, nil
+	}
+	return c.anyRequest()
+}
+
+// plainRequest reads a head that is plain; false when it is not, and nothing was read.
+func (c *conn) plainRequest() (*http.Request, bool) {
+	if c.blank == nil {
+		blank := http.Request{Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Body: http.NoBody, RemoteAddr: c.remote, TLS: c.tls}
+		c.blank = blank.WithContext(c.ctx)
+	}
+	c.request = *c.blank
+	req := &c.request
+	head, _ := c.br.Peek(c.br.Buffered())
+	size, ok := c.plain.read(head, req)
+	if !ok {
+		return nil, false
+	}
+	_, _ = c.br.Discard(size)
+	c.headLeft = -1
+	c.ownWrite = false
+	c.body = body{conn: c, from: c.br, declared: req.ContentLength, left: req.ContentLength > 0}
+	if c.body.left {
+		req.Body = &c.body
+	}
+	return req, true
+}
+
+// anyRequest reads a head with net/http's parser.
+func (c *conn) anyRequest() (*http.Request, error) {
 	head, _ := c.br.Peek(c.br.Buffered())
 	reads := c.reads
 	req, err := http.ReadRequest(c.br)
@@ -213,8 +245,9 @@ func (c *conn) trailer() error {
 type body struct {
 	conn     *conn
 	from     io.Reader
-	left     bool // there may be more to read
-	promised bool // the client waits for "100 Continue"
+	declared int64 // what is left of the Content-Length, where from does not end with the body; 0 where it does
+	left     bool  // there may be more to read
+	promised bool  // the client waits for "100 Continue"
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -228,7 +261,17 @@ func (b *body) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
+	if b.declared > 0 {
+		p = p[:min(int64(len(p)), b.declared)]
+	}
 	n, err := b.from.Read(p)
+	if b.declared > 0 {
+		if b.declared -= int64(n); b.declared == 0 {
+			err = io.EOF // it comes with the last bytes, as net/http's does
+		} else if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+	}
 	if err == io.EOF {
 		b.left = false
 		b.conn.watch.start()
