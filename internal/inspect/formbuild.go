@@ -3,13 +3,8 @@ package inspect
 import (
 	"bytes"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
-	"path"
-	"slices"
 	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -17,65 +12,6 @@ import (
 	"github.com/vallum/vallum/internal/inspect/scan"
 	"github.com/vallum/vallum/internal/policy"
 )
-
-// extensions are the endings of a file name that go up: vLLM's audio readers look at them, and at nothing else of it.
-var extensions = []string{".wav", ".mp3", ".flac", ".ogg", ".m4a", ".webm", ".mp4", ".mpeg", ".mpga"}
-
-// extension is the listed ending of a file name, with its dot, or "".
-func extension(filename string) string {
-	if ending := strings.ToLower(path.Ext(filename)); slices.Contains(extensions, ending) {
-		return ending
-	}
-	return ""
-}
-
-// formFile is the file of a form: in memory, or spooled to a file that nobody else finds.
-type formFile struct {
-	name, extension string
-	content         []byte
-	spool           *os.File
-	path            string // of the spool, when it could not be unlinked while open
-	size            int64
-}
-
-// fill reads the file's content: up to above bytes into memory, more into dir.
-func (f *formFile) fill(part io.Reader, above int64, dir string) error {
-	content, err := io.ReadAll(io.LimitReader(part, above+1))
-	if err != nil {
-		return err
-	}
-	if int64(len(content)) <= above {
-		f.content, f.size = content, int64(len(content))
-		return nil
-	}
-	if dir == "" {
-		return fmt.Errorf("a form's file has more than %d bytes, and there is %w to spool it to", above, &fs.PathError{Op: "open", Err: fs.ErrNotExist})
-	}
-	f.spool, err = os.CreateTemp(dir, "vallum-form-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	if os.Remove(f.spool.Name()) != nil { // unlinked at once where the system can: a crash leaves nothing behind
-		f.path = f.spool.Name()
-	}
-	f.size, err = io.Copy(f.spool, io.MultiReader(bytes.NewReader(content), part))
-	return err
-}
-
-// close removes the spool.
-func (f *form) close() error {
-	if f.file == nil || f.file.spool == nil {
-		return nil
-	}
-	err := f.file.spool.Close()
-	if f.file.path != "" {
-		err = errors.Join(err, os.Remove(f.file.path))
-	}
-	if f.file.spool = nil; err != nil {
-		return fmt.Errorf("removing a form's spool: %w", err)
-	}
-	return nil
-}
 
 // rewrite builds the form that goes up: its text fields, then its file.
 func (f *form) rewrite(edits []policy.Edit) (Body, error) {
@@ -97,17 +33,17 @@ func (f *form) rewrite(edits []policy.Edit) (Body, error) {
 	last := "--" + boundary + "--\r\n"
 	if f.file != nil {
 		fmt.Fprintf(&head, "--%s\r\nContent-Disposition: form-data; name=\"%s\"; filename=\"audio%s\"\r\nContent-Type: application/octet-stream\r\n\r\n",
-			boundary, f.file.name, f.file.extension)
+			boundary, f.file.Field, f.file.Ending)
 		last = "\r\n" + last
 	}
 	b := Body{ContentType: "multipart/form-data; boundary=" + boundary, Changes: []Change{{From: 0, To: int(f.size), Why: "form"}}}
-	if f.file != nil && f.file.spool != nil {
-		b.Length = int64(head.Len()) + f.file.size + int64(len(last))
-		b.Reader = io.MultiReader(&head, io.NewSectionReader(f.file.spool, 0, f.file.size), strings.NewReader(last))
-		return b, nil
-	}
 	if f.file != nil {
-		head.Write(f.file.content)
+		if spooled := f.file.Spooled(); spooled != nil {
+			b.Length = int64(head.Len()) + f.file.Size + int64(len(last))
+			b.Reader = io.MultiReader(&head, spooled, strings.NewReader(last))
+			return b, nil
+		}
+		head.Write(f.file.Content)
 	}
 	head.WriteString(last)
 	b.Bytes, b.Length, b.Reader = head.Bytes(), int64(head.Len()), bytes.NewReader(head.Bytes())
@@ -144,3 +80,6 @@ func writeField(w *bytes.Buffer, boundary string, dec *jsontext.Decoder) error {
 	_, err = dec.ReadToken()
 	return err
 }
+
+// close removes the spool.
+func (f *form) close() error { return f.file.Close() }

@@ -5,14 +5,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"mime"
 	"mime/multipart"
-	"net/textproto"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/vallum/vallum/internal/inspect/upload"
 	"github.com/vallum/vallum/internal/verdict"
 	"github.com/vallum/vallum/internal/vllm"
 )
@@ -23,16 +22,15 @@ import (
 
 // Bounds on the parts of a form that have nothing to do with its size.
 const (
-	maxBoundary    = 70      // characters; RFC 2046 §5.1.1
-	maxPartHeaders = 8       // fields of one part
-	maxText        = 1 << 20 // bytes of all text fields together
+	maxBoundary = 70      // characters; RFC 2046 §5.1.1
+	maxText     = 1 << 20 // bytes of all text fields together
 )
 
 // form is a multipart body as it was understood.
 type form struct {
-	*document           // its text fields
-	file      *formFile // nil when there is none
-	size      int64     // bytes of the caller's body
+	*document              // its text fields
+	file      *upload.File // nil when there is none
+	size      int64        // bytes of the caller's body
 }
 
 // formReader reads a form.
@@ -98,7 +96,7 @@ func (f *formReader) fault(pointer, what string) error {
 
 // part reads one part.
 func (f *formReader) part(part *multipart.Part) error {
-	name, filename, isFile, fault := partHead(part.Header)
+	name, filename, isFile, fault := upload.Head(part.Header)
 	if fault != "" {
 		return f.fault("", fault)
 	}
@@ -112,8 +110,8 @@ func (f *formReader) part(part *multipart.Part) error {
 	case wantsFile && !isFile:
 		return f.fault(pointer, "must be a file, with a file name")
 	case wantsFile:
-		f.file = &formFile{name: name, extension: extension(filename)}
-		return f.partFault(f.file.fill(part, f.limits.SpoolAbove, f.request.SpoolDir), pointer)
+		f.file = &upload.File{Field: name, Ending: upload.Extension(filename)}
+		return f.partFault(f.file.Fill(part, f.limits.SpoolAbove, f.request.SpoolDir), pointer)
 	case !known:
 		f.add(name, jsontext.Value(`""`))
 		_, err := io.Copy(io.Discard, part)
@@ -199,32 +197,4 @@ func literal(s *vllm.Shape, text string) jsontext.Value {
 		return as
 	}
 	return quoted(nil, text)
-}
-
-// partHead reads a part's headers: its field, and whether it is a file. fault is in our words, for the caller.
-func partHead(header textproto.MIMEHeader) (name, filename string, isFile bool, fault string) {
-	if len(header) > maxPartHeaders {
-		return "", "", false, fmt.Sprintf("a part may have %d headers at most", maxPartHeaders)
-	}
-	for key, values := range header {
-		if len(values) > 1 || key == "Content-Transfer-Encoding" {
-			return "", "", false, "a part must have each header once, and no transfer encoding"
-		}
-	}
-	if value := header.Get("Content-Type"); value != "" {
-		media, params, err := mime.ParseMediaType(value)
-		charset := strings.ToLower(params["charset"])
-		if err != nil || strings.HasPrefix(media, "multipart/") || charset != "" && charset != "utf-8" && charset != "us-ascii" {
-			return "", "", false, "a part's Content-Type must be a media type in UTF-8, and no form itself"
-		}
-	}
-	disposition := header.Get("Content-Disposition")
-	kind, params, err := mime.ParseMediaType(disposition) // it refuses repeated parameters
-	// It also folds name*=utf-8''x and name*0=x into name (RFC 2231), which Starlette does not: RFC 7578 §4.2 forbids them.
-	bare := strings.NewReplacer(" ", "", "\t", "").Replace(strings.ToLower(disposition))
-	if err != nil || kind != "form-data" || params["name"] == "" || strings.Contains(bare, ";name*") {
-		return "", "", false, `a part needs Content-Disposition: form-data; name="…", each parameter once`
-	}
-	filename, isFile = params["filename"]
-	return params["name"], filename, isFile, ""
 }
