@@ -28,6 +28,7 @@ func TestFieldsThatHarmSomeReleases(t *testing.T) {
 	}
 	budgets := []string{"0.21.0", "0.27.1", "of our own"}
 	penalties := []string{"0.6.1", "0.18.1", "0.19.1", "0.20.2", "0.21.0", "0.27.1", "0.28.0", "0.29.0", "0.30.0rc1", "of our own"}
+	stopIDs := []string{"0.6.1", "0.18.1", "0.19.1", "0.20.2", "0.21.0", "0.27.1", "0.28.0", "of our own"}
 	films := []string{"0.18.1", "of our own"}
 	for what, row := range map[string]struct {
 		request  Request
@@ -48,6 +49,10 @@ func TestFieldsThatHarmSomeReleases(t *testing.T) {
 		"penalties without sound":             {chat(`"repetition_penalty":1.1,"frequency_penalty":0.1,"presence_penalty":0.1,`, ""), nil, nil, "", ""},
 		"a penalty of a transcription":        {Request{}, []part{{field("model"), "tiny"}, audioFile, {field("repetition_penalty"), "1.1"}}, penalties, "CVE-2026-93841", "/repetition_penalty"},
 		"a transcription's default":           {Request{}, []part{{field("model"), "tiny"}, audioFile, {field("repetition_penalty"), "1.00"}, {field("frequency_penalty"), "0.0"}}, nil, "", ""},
+		"stop ids beside min_tokens":          {chat(`"stop_token_ids":[2000000],"min_tokens":1,`, ""), nil, stopIDs, "vllm-project/vllm#54195", "/stop_token_ids"},
+		"the same, the other way round":       {Request{Path: "/v1/completions", Body: `{"model":"tiny","min_tokens":1,"prompt":"a","stop_token_ids":[5]}`}, nil, stopIDs, "vllm-project/vllm#54195", "/stop_token_ids"},
+		"stop ids alone":                      {chat(`"stop_token_ids":[5],"min_tokens":0,`, ""), nil, nil, "", ""},
+		"min_tokens alone":                    {chat(`"stop_token_ids":[],"min_tokens":5,`, ""), nil, nil, "", ""},
 		"a film":                              {chat("", film), nil, films, "CVE-2026-34755", "/messages/0/content/1/video_url"},
 		"a film without a type":               {chat("", untyped), nil, films, "CVE-2026-22778", "/messages/0/content/1/video_url"},
 	} {

@@ -10,6 +10,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/vallum/vallum/internal/inspect/scan"
+	"github.com/vallum/vallum/internal/policy"
 	"github.com/vallum/vallum/internal/vllm"
 )
 
@@ -120,6 +121,7 @@ func (w *walker) settle(shape *vllm.Shape) {
 		field := shape.Fields[name]
 		return field != nil && (field.Action == vllm.Pass || field.Action == vllm.Write)
 	}
+	f.Hazards = slices.DeleteFunc(f.Hazards, func(h policy.Hazard) bool { return !w.says(h.Field.Affected.With) })
 	f.HasSalt, f.HasOptions, f.HasUsage, f.HasStore = has("cache_salt"), has("stream_options"), has("stream_include_usage"), has("store")
 	if len(w.caps) > 0 {
 		w.settleCaps()
@@ -131,6 +133,13 @@ func (w *walker) settle(shape *vllm.Shape) {
 			return
 		}
 	}
+}
+
+// says reports whether a field of the body says anything but 0; "" always does.
+func (w *walker) says(name string) bool {
+	return name == "" || slices.ContainsFunc(w.top, func(m member) bool {
+		return m.why == "" && w.isNamed(m, name) && !isDefault(w.body[m.value:m.end], []string{"0"})
+	})
 }
 
 // settleCaps makes the smallest of several output caps hold for all: vLLM obeys max_completion_tokens although

@@ -128,7 +128,8 @@ func TestAttackBodiesAreRefusedWhereTheyAttack(t *testing.T) {
 		{"responses.create", `{"tools":[{"type":"mcp","server_label":"x"}]}`, verdict.ForbiddenParameter, "/tools/0"},
 		{"messages.create", `{"thread":{"type":"create"}}`, verdict.ThreadUnsupported, "/thread"},
 		{"messages.create", `{"messages":[{"role":"user","content":[{"type":"image","source":{"type":"url","url":"https://x/"}}]}]}`, verdict.ForbiddenParameter, "/messages/0/content/0/source/url"},
-		{"chat.create", `{"structured_outputs":{"choice":[]}}`, verdict.BadBody, "/structured_outputs/choice"}, // CVE-2026-105757
+		{"chat.create", `{"structured_outputs":{"choice":[]}}`, verdict.BadBody, "/structured_outputs/choice"},                          // CVE-2026-105757
+		{"chat.create", `{"min_tokens":1,"stop_token_ids":[1` + strings.Repeat(",1", 64) + `]}`, verdict.BadBody, "/stop_token_ids/64"}, // with the model's own more than 128
 		{"completions.create", `{"guided_choice":[ ]}`, verdict.BadBody, "/guided_choice"},
 		{"decisions.create", `{"questions":[]}`, verdict.BadBody, "/questions"},
 		{"decisions.create", `{"questions":[{"type":"score","levels":[{"label":"a"}]}]}`, verdict.BadBody, "/questions/0/levels/0"},

@@ -76,6 +76,7 @@ type Affected struct {
 	From      string // the first of them; "" for all that are older than Until
 	Until     string // the first that is well again
 	WithAudio bool   // only when the request holds sound
+	With      string // only beside this field of the same body, when that says anything but 0; "" for always
 }
 
 // In reports whether the field does harm in the release: what is not known is.

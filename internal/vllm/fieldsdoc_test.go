@@ -83,6 +83,9 @@ func affectedWords(a *Affected) string {
 	if a.WithAudio {
 		words = "beside sound " + words
 	}
+	if a.With != "" {
+		words = "beside `" + a.With + "` " + words
+	}
 	return words + " and where the release is not known"
 }
 

@@ -230,6 +230,11 @@ func (p *tableParser) fields(b *block) map[string]*Field {
 			fields[r.name] = f
 		}
 	}
+	for _, f := range fields {
+		if a := f.Affected; a != nil && a.With != "" && b.kind == "body" && fields[a.With] == nil {
+			p.fail(b.at, "field %q: with=%s is no field beside it", f.Name, a.With)
+		}
+	}
 	return fields
 }
 
@@ -291,8 +296,10 @@ func (p *tableParser) attribute(r row, f *Field, attr string) {
 		if f.Affected, err = affected(value); err != nil {
 			p.fail(r.at, "field %q: affected=%s: %w", r.name, value, err)
 		}
-	case name == "with" && value == "audio" && f.Affected != nil:
-		f.Affected.WithAudio = true
+	case name == "with" && value != "" && f.Affected != nil:
+		if f.Affected.WithAudio = value == "audio"; !f.Affected.WithAudio {
+			f.Affected.With = value
+		}
 	case name == "equal" && (f.Action == Refuse || f.Affected != nil):
 		equal, err := jsonList(value)
 		if err != nil {

@@ -85,7 +85,7 @@ func TestEveryRowIsWhole(t *testing.T) {
 
 // TestReleasesThatAreAffected holds what an advisory says of releases; the rows name theirs.
 func TestReleasesThatAreAffected(t *testing.T) {
-	advisory := regexp.MustCompile(`\b(CVE-\d{4}-\d+|GHSA-[0-9a-z-]+)`)
+	advisory := regexp.MustCompile(`\b(CVE-\d{4}-\d+|GHSA-[0-9a-z-]+|vllm-project/vllm#\d+)`)
 	rows := 0
 	everyField(func(at string, f *Field) {
 		if f.Affected == nil {
@@ -438,7 +438,7 @@ func TestParseTablesRefuses(t *testing.T) {
 		{"affected without an end", "body o\n  a int pass affected=0.21.0.. -- x", "is not FROM..UNTIL"},
 		{"affected by no release", "body o\n  a int pass affected=x..0.30.0 -- x", "is no release before"},
 		{"affected backwards", "body o\n  a int pass affected=0.30.0..0.29.0 -- x", "is no release before"},
-		{"with what is not known", "body o\n  a int pass affected=..0.30.0 with=smell -- x", "does not go with pass"},
+		{"with what is not known", "body o\n  a int pass affected=..0.30.0 with=smell -- x", "is no field beside it"},
 		{"with of nothing", "body o\n  a int pass with=audio -- x", "does not go with pass"},
 		{"a variant that is affected", "shape s\n  a int pass -- x\nchoice c by t\n  \"\",* s pass affected=..0.30.0 -- x\nbody o\n  a c pass -- x", "stands twice, or has more"},
 		{"a field twice", "body o\n  a int pass -- x\n  a int pass -- y", `field "a" stands twice`},
