@@ -1,0 +1,130 @@
+package gatetest
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+)
+
+// ended reads frames until the stream or the connection is over, and says how: "data" (its end), "reset" or "goaway".
+func ended(c net.Conn) string {
+	for head := [9]byte{}; ; {
+		if _, err := io.ReadFull(c, head[:]); err != nil {
+			return err.Error()
+		}
+		length := int64(binary.BigEndian.Uint32(head[:]) >> 8)
+		if _, err := io.CopyN(io.Discard, c, length); err != nil {
+			return err.Error()
+		}
+		switch kind, last := head[3], head[4]&1 != 0; {
+		case kind == 0 && last:
+			return "data"
+		case kind == 3:
+			return "reset"
+		case kind == 7:
+			return "goaway"
+		}
+	}
+}
+
+// Requests over HTTP/2 that two readers would frame in two ways, or that are none, end in an answer or an error; what
+// arrives is one request with the body as it was sent.
+func TestStrangeFramingOverHTTP2(t *testing.T) {
+	t.Parallel()
+	g := Start(t, Options{TLS: true})
+	head := func(more ...string) []byte {
+		return fields(append([]string{":method", "POST", ":scheme", "https", ":path", "/v1/chat/completions", ":authority", "gate", "content-type", "application/json", "authorization", "Bearer " + g.Secret("app")}, more...)...)
+	}
+	all := func(head []byte) []byte { return append(frame(1, 4, 1, head), frame(0, 1, 1, []byte(ChatBody))...) }
+	length := fmt.Sprint(len(ChatBody))
+	begun := append(frame(1, 4, 1, head()), frame(0, 0, 1, []byte(ChatBody))...)
+	for name, row := range map[string]struct {
+		wire    []byte
+		ended   string
+		arrives int
+	}{
+		"a length":               {all(head("content-length", length)), "data", 1},
+		"no length":              {all(head()), "data", 1},
+		"a length twice":         {all(head("content-length", length, "content-length", "5")), "data", 1}, // the first is checked, none is forwarded
+		"a shorter length":       {all(head("content-length", "5")), "reset", 0},
+		"a longer length":        {all(head("content-length", "5000")), "data", 0},
+		"a negative length":      {all(head("content-length", "-1")), "reset", 0},
+		"a length of 0":          {all(head("content-length", "0")), "reset", 0},
+		"a length and no body":   {frame(1, 5, 1, head("content-length", length)), "data", 0},
+		"trailers":               {slices.Concat(begun, frame(1, 5, 1, fields("authorization", "Bearer x", "content-length", "3"))), "data", 1},
+		"a path in the trailers": {slices.Concat(begun, frame(1, 5, 1, fields(":path", "/pause"))), "reset", 0},
+		"trailers without end":   {slices.Concat(begun, frame(1, 4, 1, fields("x", "y"))), "reset", 0},
+		"another host":           {all(head("host", "elsewhere")), "data", 1},
+		"two keys":               {all(head("authorization", "Bearer x")), "data", 0},
+		"an expectation":         {all(head("expect", "100-continue")), "data", 1},
+		"te":                     {all(head("te", "gzip")), "data", 0},
+		"connection":             {all(head("connection", "close")), "data", 0},
+		"CONNECT":                {frame(1, 5, 1, fields(":method", "CONNECT", ":authority", "h:443")), "data", 0},
+		"a path behind a field":  {frame(1, 5, 1, fields(":method", "GET", "a", "b", ":scheme", "https", ":path", "/v1/models", ":authority", "gate")), "reset", 0},
+		"a space in a name":      {all(head("x y", "z")), "reset", 0},
+		"an empty name":          {all(head("", "z")), "reset", 0},
+		"an even stream":         {append(frame(1, 4, 2, head()), frame(0, 1, 2, []byte(ChatBody))...), "goaway", 0},
+		"padding beyond it":      {append(frame(1, 12, 1, append([]byte{255}, head()...)), frame(0, 1, 1, []byte(ChatBody))...), "reset", 0},
+		"a push":                 {frame(5, 4, 1, append([]byte{0, 0, 0, 2}, head()...)), "goaway", 0},
+		"no such field":          {frame(1, 5, 1, []byte{0xff, 0xff, 0xff, 0x7f}), "goaway", 0},
+		"a table of 256 MB":      {frame(1, 5, 1, []byte{0x3f, 0xff, 0xff, 0xff, 0x7f}), "goaway", 0},
+		"data of no stream":      {frame(0, 1, 99, []byte("x")), "goaway", 0},
+		"a window beyond all":    {bytes.Repeat(frame(8, 0, 0, []byte{0x7f, 0xff, 0xff, 0xff}), 2), "goaway", 0},
+	} {
+		before := g.Fake.Arrived()
+		c := g.http2()
+		if _, err := c.Write(row.wire); err != nil {
+			t.Fatal(err)
+		}
+		if got := ended(c); got != row.ended {
+			t.Errorf("%s: ended with %s, want %s", name, got, row.ended)
+		}
+		_ = c.Close()
+		if n := g.Fake.Arrived() - before; n != row.arrives || n > 0 && unsalted(g.Fake.Last().RawBody) != ChatBody {
+			t.Errorf("%s: %d arrived: %q", name, n, g.Fake.Last().RawBody)
+		}
+	}
+	g.NothingHeld()
+}
+
+// Frames that cost the server and not their sender, who reads none of the answers.
+func TestFloodsOverHTTP2AreBounded(t *testing.T) { // not in parallel: it looks at the heap
+	g := Start(t, Options{TLS: true})
+	head := fields(":method", "POST", ":scheme", "https", ":path", "/v1/chat/completions", ":authority", "gate", "authorization", "Bearer "+g.Secret("app"))
+	for name, row := range map[string]struct{ first, unit []byte }{
+		"pings":         {nil, frame(6, 0, 0, make([]byte, 8))},            // CVE-2019-9512
+		"settings":      {nil, frame(4, 0, 0, []byte{0, 3, 0, 0, 0, 100})}, // CVE-2019-9515
+		"priorities":    {nil, frame(2, 0, 1, []byte{0, 0, 0, 0, 1})},      // CVE-2019-9513
+		"empty data":    {frame(1, 4, 1, head), frame(0, 0, 1, nil)},       // CVE-2019-9518
+		"continuations": {frame(1, 1, 1, head), frame(9, 0, 1, nil)},       // the same
+		"windows":       {nil, frame(8, 0, 0, []byte{0, 0, 0, 1})},         // CVE-2019-9511
+		"of no kind":    {nil, frame(77, 0, 0, []byte("abc"))},
+	} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		c := g.http2()
+		if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		_, err := c.Write(row.first)
+		many := bytes.Repeat(row.unit, 1000)
+		for sent := 0; err == nil && sent < 300; sent++ {
+			_, err = c.Write(many)
+		}
+		runtime.ReadMemStats(&after)
+		if grown := int64(after.HeapInuse) - int64(before.HeapInuse); grown > 16<<20 {
+			t.Errorf("%s: the heap grew by %d MiB", name, grown>>20)
+		}
+		if a := g.Do(g.Chat("app")); a.Status != 200 {
+			t.Errorf("%s: meanwhile another client: %d %s", name, a.Status, a.Body)
+		}
+		_ = c.Close()
+	}
+	g.NothingHeld()
+}
