@@ -46,6 +46,7 @@ type Upstream struct {
 	keyLine  []byte // Authorization, when there is a key
 	tls      *tls.Config
 	timeouts Timeouts
+	dial     func(ctx context.Context, network, address string) (net.Conn, error)
 	pool     pool
 }
 
@@ -54,7 +55,7 @@ func New(t Target) (*Upstream, error) {
 	if t.URL == nil {
 		return nil, errors.New("an upstream needs a URL: http://HOST:PORT, https://HOST:PORT or unix:/PATH")
 	}
-	u := &Upstream{name: t.Name, timeouts: t.Timeouts.withDefaults()}
+	u := &Upstream{name: t.Name, timeouts: t.Timeouts.withDefaults(), dial: (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext}
 	if err := u.locate(t); err != nil {
 		return nil, fmt.Errorf("upstream %q: %w", t.Name, err)
 	}
@@ -158,8 +159,7 @@ func (u *Upstream) connection(ctx context.Context, fresh bool) (*conn, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, u.timeouts.Connect)
 	defer cancel()
-	dialer := net.Dialer{KeepAlive: 30 * time.Second}
-	raw, err := dialer.DialContext(ctx, u.network, u.address)
+	raw, err := u.dial(ctx, u.network, u.address)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to upstream %q: %w", u.name, err)
 	}

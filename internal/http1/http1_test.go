@@ -394,12 +394,15 @@ func TestNothingIsContinuedOnceTheAnswerHasBegun(t *testing.T) {
 }
 
 func TestAClientThatLeavesIsSeen(t *testing.T) {
-	began, cause := make(chan bool, 1), make(chan error, 1)
+	began, cause, unseen := make(chan bool, 1), make(chan error, 1), make(chan struct{})
 	handler := func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		began <- true
-		<-r.Context().Done()
-		cause <- context.Cause(r.Context())
+		select {
+		case <-r.Context().Done():
+			cause <- context.Cause(r.Context())
+		case <-unseen:
+		}
 	}
 	for what, request := range map[string]string{
 		"without a body": "GET / HTTP/1.1\r\nHost: h\r\n\r\n",
@@ -412,6 +415,24 @@ func TestAClientThatLeavesIsSeen(t *testing.T) {
 		_ = c.Close()
 		if err := <-cause; !errors.Is(err, errClientLeft) {
 			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for what, early := range map[string]string{
+		"after a line end too much":         "\r\n",
+		"after a part of its next request":  "GET /next HTT",
+		"after as much as is kept, but one": strings.Repeat("x", ahead-1),
+	} {
+		c := serve(t, handler).dial().send("GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+		<-began
+		_ = c.send(early).Close()
+		select {
+		case err := <-cause:
+			if !errors.Is(err, errClientLeft) {
+				t.Errorf("%s: %v", what, err)
+			}
+		case <-time.After(20 * time.Second):
+			close(unseen)
+			t.Fatalf("%s: nobody saw it", what)
 		}
 	}
 }
@@ -449,6 +470,23 @@ func TestBytesThatTheWatchReadBelongToTheNextRequest(t *testing.T) {
 	release <- true
 	if got := c.answer("GET"); got != "200 GET /4 " {
 		t.Error(got)
+	}
+
+	// more of them than are kept
+	const many = 4 * ahead / len("GET /100 HTTP/1.1\r\nHost: h\r\n\r\n")
+	go func() {
+		for i := range many {
+			_, _ = io.WriteString(c, fmt.Sprintf("GET /%d HTTP/1.1\r\nHost: h\r\n\r\n", 100+i))
+		}
+	}()
+	for i := range many {
+		if i%40 == 0 {
+			<-time.After(2 * patience) // for the watch to read ahead
+		}
+		release <- true
+		if got, want := c.answer("GET"), fmt.Sprintf("200 GET /%d ", 100+i); got != want {
+			t.Fatalf("%q, want %q", got, want)
+		}
 	}
 }
 

@@ -9,8 +9,12 @@ import (
 // goroutine, two deadlines and a wake-up, which is as much as a short request costs in all.
 const patience = 20 * time.Millisecond
 
+// ahead is how much is kept of what a client sends before its answer: a line end too much behind the body, the next
+// request. Who sends more than that is not watched any longer; that he left is seen by the next write to him.
+const ahead = 4 << 10
+
 // watch sees, while a handler runs and the request's body has been read, that the client closes the connection, and
-// ends the connection's context. What the client sends early instead is kept for the next request.
+// ends the connection's context. What the client sends early is kept for the next request, and the watch goes on.
 type watch struct {
 	conn  *conn
 	early []byte // read by the watch, and not yet by the connection's reader
@@ -42,10 +46,10 @@ func (w *watch) start() {
 	}
 }
 
-// read waits for a byte or for the connection's end.
+// read waits for the connection's end, or for more than is kept.
 func (w *watch) read() {
 	w.mu.Lock()
-	if w.state != waiting || len(w.early) > 0 {
+	if w.state != waiting {
 		w.mu.Unlock()
 		return
 	}
@@ -53,16 +57,34 @@ func (w *watch) read() {
 	_ = w.conn.rwc.SetReadDeadline(time.Time{})
 	w.conn.readSet = time.Time{}
 	w.mu.Unlock()
-	n, err := w.conn.rwc.Read(w.byte[:])
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.early = w.byte[:n]
-	if err != nil && w.state == reading {
-		w.conn.cancel(errClientLeft)
+	buf, n := w.byte[:], 0
+	if len(w.early) > 0 {
+		buf, n = kept(w.early), len(w.early)
 	}
-	w.state = off
-	w.ended.Broadcast()
+	for {
+		m, err := w.conn.rwc.Read(buf[n:])
+		n += m
+		w.mu.Lock()
+		if err == nil && w.state == reading && n < ahead {
+			w.mu.Unlock()
+			if n == len(buf) {
+				buf = kept(buf)
+			}
+			continue
+		}
+		w.early = buf[:n]
+		if err != nil && w.state == reading {
+			w.conn.cancel(errClientLeft)
+		}
+		w.state = off
+		w.ended.Broadcast()
+		w.mu.Unlock()
+		return
+	}
 }
+
+// kept is room for all that is kept, with what came so far.
+func kept(early []byte) []byte { return append(make([]byte, 0, ahead), early...)[:ahead] }
 
 // stop returns once the watch is over, so that the connection can be read again.
 func (w *watch) stop() {
