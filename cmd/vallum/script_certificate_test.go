@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"net"
 	"os"
@@ -14,23 +15,35 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// scriptCertificate is `certificate NAME [expired]`: it makes NAME.crt and NAME.key, for 127.0.0.1.
+// scriptCertificate is `certificate NAME [expired]`: it makes NAME.crt and NAME.key.
 func scriptCertificate(ts *testscript.TestScript, _ bool, args []string) {
 	until := time.Now().Add(time.Hour)
 	if len(args) == 2 {
 		until = time.Date(2021, 1, 31, 0, 0, 0, 0, time.UTC)
 	}
+	ts.Check(makeCertificate(ts.MkAbs(args[0]), until))
+}
+
+// makeCertificate writes NAME.crt and NAME.key, for 127.0.0.1.
+func makeCertificate(name string, until time.Time) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	ts.Check(err)
+	if err != nil {
+		return err
+	}
 	template := x509.Certificate{
 		SerialNumber: big.NewInt(1), NotBefore: time.Date(2020, 1, 31, 0, 0, 0, 0, time.UTC), NotAfter: until,
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, &template, &template, &key.PublicKey, key)
-	ts.Check(err)
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	ts.Check(err)
-	for suffix, block := range map[string]*pem.Block{".crt": {Type: "CERTIFICATE", Bytes: der}, ".key": {Type: "PRIVATE KEY", Bytes: private}} {
-		ts.Check(os.WriteFile(ts.MkAbs(args[0]+suffix), pem.EncodeToMemory(block), 0o600))
+	if err != nil {
+		return err
 	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		os.WriteFile(name+".crt", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600),
+		os.WriteFile(name+".key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}), 0o600),
+	)
 }
