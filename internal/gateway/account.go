@@ -10,42 +10,52 @@ import (
 )
 
 // usage is what the reply said of tokens, or our bound when it said nothing: a client that leaves early is counted by
-// the events that it got, and its prompt by the bytes that it sent.
+// the events that it got, and its prompt by the bytes that it sent; sound of which vLLM told the seconds by these.
 func (x *Exchange) usage() vllm.Usage {
 	if x.reply == nil || !x.outcome.Written && x.outcome.UpStatus >= 400 {
 		return vllm.Usage{}
 	}
 	u := x.reply.Usage()
-	if u.Counted {
+	if u.Counted || x.isFree() {
 		return u
 	}
-	if x.outcome.Ended == verdict.Complete || x.outcome.BytesUp == 0 {
-		return vllm.Usage{}
-	}
-	if x.grant.Stream() {
-		prompt := u.Prompt
-		if prompt <= 0 {
-			prompt = min(x.facts.BodyBytes, x.reserved)
+	switch {
+	case x.timed(u):
+		u.Prompt, u.Completion = x.grant.Heard(x.bounds, u.Seconds, x.outcome.BytesDown)
+	case x.grant.Stream():
+		if u.Prompt <= 0 {
+			u.Prompt = min(x.facts.BodyBytes, x.reserved)
 		}
-		return vllm.Usage{Prompt: prompt, Completion: max(u.Completion, x.reply.Chunks())}
+		u.Completion = max(u.Completion, x.reply.Chunks())
+	default:
+		return vllm.Usage{Prompt: x.reserved}
 	}
-	return vllm.Usage{Prompt: x.reserved}
+	return u
 }
 
-// settlement is how many tokens the limit is charged in the end. What the upstream counted wins; a request that it
-// refused costs nothing; one whose work may have been done although nobody counted it costs what can be shown, and a
-// whole answer that never came its reservation.
+// isFree reports whether a request that was not counted uses no tokens: the upstream got nothing of it, or answered one of
+// the operations that run no model.
+func (x *Exchange) isFree() bool {
+	runs := x.op.Model && (x.op.Group == vllm.Inference || x.op.Group == vllm.InferenceUnprefix) && x.op.ID != "messages.count_tokens"
+	return x.outcome.BytesUp == 0 || x.outcome.Ended == verdict.Complete && !runs
+}
+
+// timed reports whether vLLM heard a sound, and told how long it is and no tokens.
+func (x *Exchange) timed(u vllm.Usage) bool { return x.op.Request == vllm.FormBody && u.Seconds > 0 }
+
+// settlement is how many tokens the limit is charged in the end. What the upstream counted wins, in tokens or in seconds;
+// a request that it refused costs nothing; one whose work may have been done although nobody counted it costs what can be
+// shown, and a whole answer without its cost, or that never came, its reservation.
 func (x *Exchange) settlement(u vllm.Usage) int64 {
 	switch {
 	case u.Counted:
 		return u.Prompt + u.Completion
-	case x.outcome.UpStatus >= 400 || x.outcome.BytesUp == 0 || x.outcome.Ended == verdict.Complete:
+	case x.outcome.UpStatus >= 400 || x.isFree():
 		return 0
-	case x.grant.Stream():
-		return min(u.Prompt+u.Completion, x.reserved)
-	default:
-		return x.reserved
+	case x.timed(u):
+		return u.Prompt + u.Completion
 	}
+	return min(u.Prompt+u.Completion, x.reserved)
 }
 
 // record is what is known of the request so far. It holds no prompt, no output and no secret.

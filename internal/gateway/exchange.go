@@ -33,6 +33,7 @@ type Exchange struct {
 	facts    policy.Facts
 	grant    policy.Grant
 	upstream Upstream
+	bounds   policy.Bounds
 	reserved int64
 	admitted bool
 	reply    *reply.Reply
@@ -90,7 +91,8 @@ func (x *Exchange) admit() verdict.Verdict {
 	if v := x.choose(); v.Refused() {
 		return v
 	}
-	x.reserved = grant.Tokens(g.Policy.MaxModelLen(grant.Model()))
+	x.bounds = policy.Bounds{Context: g.Policy.Context(grant.Model())}
+	x.reserved = grant.Tokens(x.bounds)
 	if v := x.slot.Reserve(x.reserved, g.Now()); v.Refused() {
 		return v
 	}

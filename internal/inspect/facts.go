@@ -43,6 +43,9 @@ func (w *walker) str(s *vllm.Shape, fact vllm.Fact) error {
 	if err != nil {
 		return err
 	}
+	if s.DataURL {
+		w.facts.Media++
+	}
 	switch most := s.MaxLen; {
 	case most > 0 && int64(len(raw)-2) > most && int64(len(scan.Unquoted(raw))) > most:
 		return w.wrong(raw, fmt.Sprintf("must have %d bytes at most", most))
@@ -114,9 +117,9 @@ func (w *walker) boolean(fact vllm.Fact) error {
 // settle completes the facts when the whole body was read.
 func (w *walker) settle(shape *vllm.Shape) {
 	f := &w.facts
-	f.BodyBytes = int64(len(w.body))
-	f.Inputs = max(w.inputs, 1)
-	f.Choices = max(f.Choices, 1)
+	f.Inputs, f.Shared = max(w.counts[vllm.FactInputs]+w.counts[vllm.FactQueries], 1), w.sizes[vllm.FactQueries]+w.sizes[vllm.FactShared]
+	f.Audio, f.Media = w.counts[vllm.FactAudio] > 0, f.Media+w.counts[vllm.FactAudio]+w.counts[vllm.FactMedia]
+	f.BodyBytes, f.Choices = int64(len(w.body)), max(f.Choices, 1)
 	has := func(name string) bool {
 		field := shape.Fields[name]
 		return field != nil && (field.Action == vllm.Pass || field.Action == vllm.Write)
@@ -127,11 +130,8 @@ func (w *walker) settle(shape *vllm.Shape) {
 		w.settleCaps()
 		return
 	}
-	for _, name := range capFields {
-		if has(name) && shape.Fields[name].Fact == vllm.FactOutputCap {
-			f.CapField = name
-			return
-		}
+	if i := slices.IndexFunc(capFields, func(name string) bool { return has(name) && shape.Fields[name].Fact == vllm.FactOutputCap }); i >= 0 {
+		f.CapField = capFields[i]
 	}
 }
 

@@ -227,6 +227,45 @@ func TestFactsAreWhatTheBodySays(t *testing.T) {
 	}
 }
 
+// What a body costs beyond its bytes: inputs that are answered singly, text that goes with each of them, and media.
+func TestWhatCostsMoreThanItsBytesIsTold(t *testing.T) {
+	picture := `{"type":"image_url","image_url":{"url":"data:image/png;base64,AAAA"}}`
+	for _, row := range []struct {
+		operation, body string
+		inputs, shared  int64
+		media           int64
+	}{
+		{"rerank.v1", `{"query":"12345678","documents":["a","b","c"]}`, 4, 10, 0},
+		{"rerank.v1", `{"query":"12345678","instruction":"1234","documents":["a"]}`, 2, 16, 0},
+		{"score.create", `{"text_1":"12345678","text_2":["a","b","c"]}`, 4, 10, 0},
+		{"score.create", `{"text_1":["12345678"],"text_2":["a","b"]}`, 3, 12, 0},
+		{"score.create", `{"queries":["12","34","56"],"documents":["a","b","c"]}`, 6, 5, 0},             // pairs: each with one other
+		{"score.create", `{"queries":["","",""],"text_1":"12345678","text_2":["a","b","c"]}`, 7, 13, 0}, // whichever vLLM reads
+		{"generative_scoring.create", `{"query":[11,12],"items":["a","b"],"label_token_ids":[1]}`, 2, 7, 0},
+		{"systemone.create", `{"state":{"a":1},"questions":{"x":{"type":"choice"},"y":{"type":"choice"}}}`, 2, 7, 0},
+		{"decisions.create", `{"input":[{"role":"user","content":"1"},{"role":"user","content":"2"}],"questions":[{"type":"predicate","name":"a"},{"type":"predicate","name":"b"}]}`, 2, 61, 0},
+		{"chat.batch", `{"messages":[[{"role":"user","content":"a"}],[{"role":"user","content":"b"}]],"documents":[{"a":"1"}]}`, 2, 11, 0},
+		{"chat.create", `{"messages":[{"role":"user","content":[` + picture + `,` + picture + `,{"type":"input_audio","input_audio":{"data":"AAAA","format":"wav"}}]}]}`, 1, 0, 3},
+		{"messages.create", `{"max_tokens":1,"messages":[{"role":"user","content":[{"type":"image","source":{"type":"base64","media_type":"image/png","data":"AAAA"}}]}]}`, 1, 0, 1},
+		{"messages.create", `{"max_tokens":1,"messages":[{"role":"user","content":[{"type":"image","source":{"type":"url","url":"data:image/png;base64,AAAA"}}]}]}`, 1, 0, 1},
+		{"responses.create", `{"input":[{"role":"user","content":[{"type":"input_image","image_url":"data:image/png;base64,AAAA"},{"type":"input_text","text":"data:"}]}]}`, 1, 0, 1},
+		{"embed.v2", `{"images":["data:image/png;base64,AAAA","data:image/png;base64,AAAA"]}`, 2, 0, 2},
+	} {
+		f := mustRead(t, request(t, row.operation, row.body)).Facts()
+		if f.Inputs != row.inputs || f.Shared != row.shared || f.Media != row.media {
+			t.Errorf("%s %s: %d inputs, %d shared bytes, %d media; want %d, %d and %d", row.operation, row.body, f.Inputs, f.Shared, f.Media, row.inputs, row.shared, row.media)
+		}
+	}
+	table, _ := vllm.FieldsOf("rerank.v1")
+	w, err := parseJSON([]byte(`{"query":"12345678","documents":["a"]}`), table.Body, Default())
+	if err != nil || w.sizes[vllm.FactQueries] != 10 {
+		t.Fatalf("%v, %v", err, w.sizes)
+	}
+	if w.giveBack(); w.counts != [vllm.FactEnd]int64{} || w.sizes != [vllm.FactEnd]int64{} {
+		t.Errorf("the next body finds the counts of the one before: %v %v", w.counts, w.sizes)
+	}
+}
+
 func equalFacts(a, b policy.Facts) bool {
 	keys := slices.Equal(a.UnknownKeys, b.UnknownKeys) && slices.Equal(a.Dropped, b.Dropped)
 	a.UnknownKeys, a.Dropped, b.UnknownKeys, b.Dropped = nil, nil, nil, nil

@@ -64,7 +64,7 @@ func readForm(r Request, lim Limits) (*Doc, error) {
 		}
 		return nil, errors.Join(err, f.close())
 	}
-	w.facts.BodyBytes = source.n
+	w.facts.Shared, w.facts.BodyBytes = w.facts.BodyBytes, source.n // its text goes with every piece of the sound
 	return &Doc{facts: w.facts, form: &form{document: &w.document, file: f.file, size: source.n}}, nil
 }
 

@@ -52,7 +52,7 @@ func (q *sequence) add(cuts *[]Change, start, end int, why string) {
 }
 
 // object reads an object member by member.
-func (w *walker) object(s *vllm.Shape, t tag) error {
+func (w *walker) object(s *vllm.Shape, fact vllm.Fact, t tag) error {
 	if err := w.enter(); err != nil {
 		return err
 	}
@@ -83,6 +83,9 @@ func (w *walker) object(s *vllm.Shape, t tag) error {
 		if err := w.take(&seq, m.start, m.why); err != nil {
 			return err
 		}
+	}
+	if s.Kind == vllm.Map {
+		w.counts[fact] += count
 	}
 	switch depth {
 	case 1:
@@ -178,12 +181,16 @@ func (w *walker) field(f *vllm.Field, t tag) (why string, err error) {
 
 // passed reads a field whose value counts; the gateway writes its own over what is Write.
 func (w *walker) passed(f *vllm.Field, t tag) (why string, err error) {
-	before, start := len(w.caps), w.next()
+	before, start, count := len(w.caps), w.next(), w.counts[f.Fact]
 	why, err = w.value(f.Shape, f.Fact, t)
 	if f.Affected != nil && err == nil && !isDefault(w.body[start:w.dec.InputOffset()], f.Equal) {
 		w.facts.Endanger(f, w.pointer())
 	}
-	w.facts.Audio = w.facts.Audio || f.Fact == vllm.FactAudio
+	size := w.dec.InputOffset() - int64(start)
+	if f.Fact == vllm.FactQueries {
+		size /= max(w.counts[f.Fact]-count, 1)
+	}
+	w.sizes[f.Fact] += size
 	if len(w.caps) > before && f.Fact == vllm.FactOutputCap {
 		w.caps[before].field, w.caps[before].end = f.Name, int(w.dec.InputOffset())
 	}

@@ -32,8 +32,9 @@ type walker struct {
 	kidsOpen int      // the index after the '{' of the last object that stands directly in the body
 	kids     []member // its members
 	caps     []outputCap
-	inputs   int64
-	members  int // so far
+	counts   [vllm.FactEnd]int64 // of values, by what they tell: the elements of lists and maps, all token ids of a list as one
+	sizes    [vllm.FactEnd]int64 // their bytes; of one query, where there are several
+	members  int                 // so far
 	scratch  []byte
 }
 
@@ -79,7 +80,7 @@ func (w *walker) giveBack() {
 	clear(w.caps)
 	top, cuts, caps, scratch := w.top[:0], w.cuts[:0], w.caps[:0], w.scratch[:0]
 	w.document = document{top: top, cuts: cuts}
-	w.kidsOpen, w.kids, w.inputs, w.members, w.caps, w.scratch = 0, nil, 0, 0, caps, scratch
+	w.kidsOpen, w.kids, w.members, w.caps, w.scratch, w.counts, w.sizes = 0, nil, 0, caps, scratch, [vllm.FactEnd]int64{}, [vllm.FactEnd]int64{}
 	walkers.Put(w)
 }
 
@@ -92,8 +93,8 @@ func (w *walker) value(s *vllm.Shape, fact vllm.Fact, t tag) (why string, err er
 	if !fits(s.Kind, kind) {
 		return "", w.mismatch("must be " + wanted(s))
 	}
-	if fact == vllm.FactInputs && s.Kind != vllm.Array {
-		w.inputs++
+	if s.Kind != vllm.Array && s.Kind != vllm.Map {
+		w.counts[fact]++
 	}
 	switch s.Kind {
 	case vllm.String:
@@ -103,7 +104,7 @@ func (w *walker) value(s *vllm.Shape, fact vllm.Fact, t tag) (why string, err er
 	case vllm.Boolean:
 		return "", w.boolean(fact)
 	case vllm.Object, vllm.Map:
-		return "", w.object(s, t)
+		return "", w.object(s, fact, t)
 	case vllm.Array:
 		return "", w.array(s, fact)
 	case vllm.Choice:
@@ -209,7 +210,7 @@ func (w *walker) array(s *vllm.Shape, fact vllm.Fact) error {
 	tokens := integer != nil && integer != s.Elem // then the bound is on the other elements
 	if integer != nil && w.dec.StackDepth() < w.limits.MaxDepth {
 		if n, ok := scan.PlainIntegers(w.body[w.next():], integer); ok && n >= s.MinLen && (tokens || s.MaxLen == 0 || n <= s.MaxLen) {
-			w.learnInputs(fact, n, n)
+			w.counts[fact] += min(n, 1)
 			_, err := w.read()
 			return err
 		}
@@ -238,18 +239,11 @@ func (w *walker) array(s *vllm.Shape, fact vllm.Fact) error {
 	if count < s.MinLen {
 		return badBody(w.pointer(), int(w.dec.InputOffset()), fmt.Sprintf("the list must have %d elements at least", s.MinLen))
 	}
-	w.learnInputs(fact, count, numbers)
+	w.counts[fact] += count - numbers + min(numbers, 1)
 	if _, err := w.dec.ReadToken(); err != nil {
 		return badSyntax(w.body, err)
 	}
 	return nil
-}
-
-// learnInputs counts a list's elements as inputs; all its token ids are one.
-func (w *walker) learnInputs(fact vllm.Fact, count, numbers int64) {
-	if fact == vllm.FactInputs {
-		w.inputs += count - numbers + min(numbers, 1)
-	}
 }
 
 // integerOf is the Integer among what an element may be.

@@ -21,6 +21,8 @@ type Facts struct {
 	Choices     int64    // answers per prompt; at least 1
 	Inputs      int64    // prompts, texts or documents; at least 1
 	BodyBytes   int64    // the body's length: with one token per byte at most, a bound on the input's tokens
+	Shared      int64    // bytes of it that every run of the model gets, whatever the inputs: a query; of a form, its text
+	Media       int64    // pictures, films and sounds in a JSON body: no count of bytes bounds their tokens
 	HasSalt     bool     // the operation's table has a cache_salt
 	HasOptions  bool     // the operation's table has stream_options
 	HasUsage    bool     // the operation's table has stream_include_usage, as a form asks

@@ -22,9 +22,7 @@ type Grant struct {
 	rule     string
 	stream   bool
 	edits    []Edit
-	output   int64
-	inputs   int64
-	bytes    int64
+	cost     cost
 	injected bool
 	audio    bool
 	hazards  []Hazard
@@ -87,32 +85,3 @@ func (g Grant) For(r vllm.Release) verdict.Verdict {
 	}
 	return verdict.Allow()
 }
-
-// Tokens bounds what the request can use: the body's bytes for the input (a token is at least one byte of a byte-level
-// vocabulary) and the cap on the output, for every prompt and choice. Prompt and output of one choice fit the context
-// length together, so maxModelLen (0 when it is not known) bounds both; where nothing caps the output it is all there is.
-func (g Grant) Tokens(maxModelLen int64) int64 {
-	if g.output < 0 {
-		return g.bytes // the operation generates nothing
-	}
-	whole := times(maxModelLen, g.inputs)
-	if g.output == 0 {
-		return max(whole, g.bytes)
-	}
-	total := g.bytes + times(g.output, g.inputs)
-	if whole > 0 {
-		total = min(total, whole)
-	}
-	return min(total, maxTokens)
-}
-
-// times multiplies numbers from 0, up to maxTokens.
-func times(a, b int64) int64 {
-	if b > 0 && a > maxTokens/b {
-		return maxTokens
-	}
-	return a * b
-}
-
-// maxTokens keeps a reservation far from overflow.
-const maxTokens = 1 << 50

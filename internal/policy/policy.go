@@ -48,7 +48,7 @@ func (p *Policy) Decide(who identity.Principal, op *vllm.Operation, segments []s
 	if v := p.MayAttempt(who, op); v.Refused() {
 		return Grant{}, v
 	}
-	g := Grant{who: who, op: op, segments: segments, stream: f.Stream && op.Streams, bytes: f.BodyBytes, inputs: max(f.Inputs, 1) * max(f.Choices, 1), output: -1, audio: f.Audio, hazards: f.Hazards}
+	g := Grant{who: who, op: op, segments: segments, stream: f.Stream && op.Streams, cost: costOf(op, f), audio: f.Audio, hazards: f.Hazards}
 	rules := p.granting(who, op)
 	var v verdict.Verdict
 	if op.Model {
@@ -184,7 +184,7 @@ func (g *Grant) edit(rules []*rule, f Facts) verdict.Verdict {
 	if f.CapField == "" {
 		return verdict.Allow()
 	}
-	g.output = f.OutputCap
+	g.cost.output = f.OutputCap
 	most := outputCap(rules)
 	if most == 0 || f.OutputCap > 0 && f.OutputCap <= most {
 		return verdict.Allow()
@@ -193,7 +193,7 @@ func (g *Grant) edit(rules []*rule, f Facts) verdict.Verdict {
 		return verdict.Refuse(verdict.ForbiddenParameter, fmt.Errorf("role %q caps the output at %d tokens; the request asks for %d", g.rule, most, f.OutputCap)).
 			At("/"+f.CapField).Saying("At most %d output tokens are permitted.", most)
 	}
-	g.output = most
+	g.cost.output = most
 	g.edits = append(g.edits, Edit{Name: "output_cap", Pointer: "/" + f.CapField, Value: strconv.FormatInt(most, 10)})
 	return verdict.Allow()
 }
@@ -254,8 +254,10 @@ func (p *Policy) ModelsOf(who identity.Principal) []Model {
 	return list
 }
 
-// MaxModelLen is the context length of a served model in tokens; 0 when it is not known.
-func (p *Policy) MaxModelLen(model string) int64 { return p.models[model].MaxModelLen }
+// Context is the longest context of the servers of a model in tokens; 0 when it is not known.
+func (p *Policy) Context(model string) int64 {
+	return max(p.models[model].LongestLen, p.models[model].MaxModelLen)
+}
 
 // modelsOf lists the served models that any of the rules allows, sorted.
 func (p *Policy) modelsOf(rules []*rule) []string {

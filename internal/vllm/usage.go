@@ -2,7 +2,9 @@ package vllm
 
 import (
 	"bytes"
+	"math"
 	"strconv"
+	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -14,7 +16,7 @@ type Usage struct {
 	Prompt     int64 // input tokens, cached ones included; each prompt counted once, not times n
 	Cached     int64 // of Prompt, those that came from the prefix cache
 	Completion int64 // output tokens, of all choices
-	Seconds    int64 // of sound, where vLLM counts time and no tokens (audio with usage type "duration")
+	Seconds    int64 // of sound, rounded up, where vLLM counts time and no tokens: audio's usage of type "duration", or its "duration" without usage
 	Counted    bool  // the tokens are vLLM's own numbers
 }
 
@@ -37,7 +39,7 @@ func ReadUsage(op *Operation, raw []byte) (Usage, bool) {
 	if r.PeekKind() == '[' {
 		return readEach(op, &r.Decoder)
 	}
-	var f usageFields
+	f := usageFields{heard: op.Request == FormBody}
 	if !f.object(&r.Decoder, 0) {
 		return Usage{}, false
 	}
@@ -98,6 +100,7 @@ func (u Usage) Merge(later Usage) Usage {
 
 // usageFields are the members of all forms of usage; -1 marks a number that is not believed.
 type usageFields struct {
+	heard                                  bool // sound: a "duration" beside the usage counts
 	seen                                   bool
 	input, output, cached                  count
 	cacheCreation, cacheRead, billed, secs count
@@ -157,8 +160,24 @@ func (f *usageFields) object(d *jsontext.Decoder, depth int) bool {
 				}
 			}
 		}
+		if f.heard && depth == 0 && string(name) == "duration" {
+			return f.duration(d)
+		}
 		return d.SkipValue() == nil
 	})
+}
+
+// duration reads how long a sound is: seconds, with a fraction. vLLM's verbose_json has it and no usage (0.32.0,
+// entrypoints/speech_to_text/transcription/protocol.py), older ones as a string.
+func (f *usageFields) duration(d *jsontext.Decoder) bool {
+	raw, err := d.ReadValue()
+	if err != nil || raw.Kind() == 'n' {
+		return err == nil
+	}
+	seconds, err := strconv.ParseFloat(strings.Trim(string(raw), `"`), 64)
+	f.seen = true
+	f.secs = count{n: int64(math.Ceil(min(seconds, maxTokens))), has: true, bad: err != nil || !(seconds >= 0 && seconds <= maxTokens)}
+	return true
 }
 
 // members reads a usage object.

@@ -23,6 +23,8 @@ func TestReadUsage(t *testing.T) {
 		{"rerank", "rerank.root", `{"id":"score-1","usage":{"prompt_tokens":12,"total_tokens":12},"results":[]}`, Usage{12, 0, 0, 0, true}},
 		{"embed.v2", "embed.v2", `{"embeddings":{"float":[[0.1]]},"meta":{"api_version":{"version":"2"},"billed_units":{"input_tokens":14,"image_tokens":3}}}`, Usage{17, 0, 0, 0, true}},
 		{"audio", "audio.transcriptions", `{"text":"hi","usage":{"type":"duration","seconds":3}}`, Usage{0, 0, 0, 3, false}},
+		{"audio, verbose", "audio.translations", `{"text":"hi","duration":2.0001,"language":"en","segments":[{"duration":9}]}`, Usage{0, 0, 0, 3, false}},
+		{"audio of an older release, verbose", "audio.transcriptions", `{"duration":"2.5","text":"\"duration\":1"}`, Usage{0, 0, 0, 3, false}},
 		{"a list of replies", "chat.batch", `[{"usage":{"prompt_tokens":1,"completion_tokens":2}},{"usage":{"prompt_tokens":3,"completion_tokens":4}}]`, Usage{4, 0, 6, 0, true}},
 	} {
 		op, _ := ByID(c.op)
@@ -48,6 +50,18 @@ func TestReadUsageBelievesNoNonsense(t *testing.T) {
 		if got, ok := ReadUsage(op, []byte(raw)); ok || got != (Usage{}) {
 			t.Errorf("ReadUsage(%s) = %+v, %v; want none", raw, got, ok)
 		}
+	}
+	audio, _ := ByID("audio.translations")
+	for _, raw := range []string{
+		`{"text":"hi"}`, `{"duration":null}`, `{"duration":-1}`, `{"duration":"NaN"}`, `{"duration":"Inf"}`, `{"duration":1e30}`, `{"duration":true}`, `{"duration":{}}`,
+		`{"usage":{"type":"duration","seconds":1.5}}`, `{"usage":{"type":"duration","seconds":-1}}`,
+	} {
+		if got, ok := ReadUsage(audio, []byte(raw)); ok || got != (Usage{}) {
+			t.Errorf("ReadUsage(%s) = %+v, %v; want none", raw, got, ok)
+		}
+	}
+	if got, ok := ReadUsage(op, []byte(`{"duration":3}`)); ok {
+		t.Errorf("a chat has a duration: %+v", got)
 	}
 	if _, ok := ReadUsage(nil, []byte(`{"usage":{"prompt_tokens":1}}`)); ok {
 		t.Error("ReadUsage without an operation found usage")

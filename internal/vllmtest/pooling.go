@@ -306,7 +306,14 @@ func audio(object string) handler {
 			return
 		}
 		if !g.stream {
-			x.json(`{"text":%s,"usage":{"type":"duration","seconds":%d}}`, quote(g.text()), size/32000+1)
+			switch seconds := size/32000 + 1; { // speech_to_text/base/serving.py of 0.32.0
+			case x.body["response_format"] == "verbose_json":
+				x.json(`{"duration":%d.5,"language":"en","text":%s,"segments":[],"words":null}`, seconds-1, quote(g.text()))
+			case object == "translation.chunk":
+				x.json(`{"text":%s}`, quote(g.text()))
+			default:
+				x.json(`{"text":%s,"usage":{"type":"duration","seconds":%d}}`, quote(g.text()), seconds)
+			}
 			return
 		}
 		g.usage = lax(x.body["stream_include_usage"])
