@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vallum/vallum/internal/daemon/screen"
 	"github.com/vallum/vallum/internal/isolate"
 	"github.com/vallum/vallum/internal/isolate/apply"
 	"github.com/vallum/vallum/internal/isolate/audit"
@@ -116,7 +117,7 @@ func (s streams) watch(ctx context.Context, snapshot *isolate.Snapshot, long tim
 			return err
 		}
 		if unseen > 0 && len(snapshot.Missing) == 0 {
-			snapshot.Missing = append(snapshot.Missing, isolate.Missing{What: "sockets", Cause: fmt.Sprintf("%d process(es) could not be looked into at some time; root sees the most", unseen)})
+			snapshot.Missing = append(snapshot.Missing, isolate.Missing{What: "sockets", Cause: fmt.Sprintf("%d process(es) of vLLM or Ray could not be looked into at some time; run it as root", unseen)})
 		}
 		for _, k := range sockets {
 			if all.addSocket(k) && k.Of != "" && k.Listening {
@@ -218,7 +219,10 @@ func (s streams) printAudit(r audit.Report) error {
 	for _, h := range r.Hints {
 		s.hint("%s", h)
 	}
-	fmt.Fprintf(s.err, "vallum: never tested here: %s\n", strings.Join(r.NotTested, "; "))
+	fmt.Fprintln(s.err, "vallum: nobody has tested this program with:")
+	for _, n := range r.NotTested {
+		fmt.Fprintln(s.err, "  "+screen.Wrap("- "+n, "    ", 2, screenColumns))
+	}
 	_, err := fmt.Fprintf(s.out, "%d socket(s): %s\n", len(r.Findings), r.Verdict)
 	return err
 }

@@ -125,6 +125,10 @@ func TestAuditIsNeverGreenBesideRDMA(t *testing.T) {
 	if out, code := a.alone(t, start+look, engine...); code != 0 || !strings.Contains(out, "keeps to sockets") || strings.Contains(out, "verysecret") || strings.Contains(out, "HF_TOKEN") {
 		t.Fatalf("without an adapter: exit %d\n%s", code, out)
 	}
+	// Root without the right to look into processes that have more rights than it has.
+	if out, code := a.alone(t, start+"setpriv --bounding-set=-sys_ptrace --inh-caps=-sys_ptrace "+look, engine...); code != 3 || !strings.Contains(out, "not observed: sockets: ") {
+		t.Errorf("an audit that may not look into vLLM: exit %d\n%s", code, out)
+	}
 	out, code := a.alone(t, adapter+start+look, engine...)
 	if code != 4 || !strings.Contains(out, "NOT PROTECTED: InfiniBand, mlx5_0") || !strings.Contains(out, "a partition (P_Key) isolates without encrypting") || !strings.Contains(out, "socket(s): unprotected") {
 		t.Errorf("with an adapter: exit %d\n%s", code, out)

@@ -2,6 +2,7 @@ package apply_test
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -161,6 +162,17 @@ func TestADeadTunnelAndAWrongRouteLeakNothing(t *testing.T) {
 	if says(c, closed) == nil {
 		t.Error("the connection went on by the Ethernet")
 	}
+	// New ones go out by the Ethernet's address, to the overlay's; and from the overlay's address to anybody.
+	if b.reaches(a.over, 29501, closed) {
+		t.Error("a new connection goes by the Ethernet")
+	}
+	b.do(func() {
+		d := net.Dialer{Timeout: closed, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(b.over, 0))}
+		if c, err := d.Dial("tcp", netip.AddrPortFrom(a.under, 29501).String()); err == nil {
+			_ = c.Close()
+			t.Error("an overlay address is sent from by the Ethernet")
+		}
+	})
 	if n := a.counter(t, "overlay-leak") + b.counter(t, "overlay-leak"); n == 0 {
 		t.Error("nothing was refused on the way out: the route did not go round the tunnel, and this proves nothing")
 	}

@@ -43,7 +43,7 @@ func Machine(psk string) *isolate.Snapshot {
 	s.Sockets, unseen, err = Sockets()
 	miss("sockets", err)
 	if unseen > 0 {
-		miss("sockets", fmt.Errorf("%d process(es) could not be looked into; root sees the most", unseen))
+		miss("sockets", fmt.Errorf("%d process(es) of vLLM or Ray could not be looked into; run it as root", unseen))
 	}
 	s.Processes, err = Processes()
 	miss("processes", err)

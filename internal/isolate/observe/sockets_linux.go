@@ -35,7 +35,8 @@ type owner struct {
 }
 
 // Sockets are the TCP and UDP sockets of every network namespace that a process is in: who looks only into his own
-// misses the containers. unseen counts processes whose files could not be read.
+// misses the containers. unseen counts processes of vLLM and Ray, and namespaces with them, that could not be looked
+// into; other processes' sockets stand without their owners.
 func Sockets() (list []isolate.Socket, unseen int, err error) {
 	own, err := os.Readlink("/proc/self/ns/net")
 	if err != nil {
@@ -52,14 +53,14 @@ func Sockets() (list []isolate.Socket, unseen int, err error) {
 			if name == own {
 				return list, unseen, err
 			}
-			if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ESRCH) { // its last process ended in between
+			if !ended(err) {
 				unseen++
 			}
 			continue
 		}
 		past := ""
 		if name != own && slices.ContainsFunc(found, func(k isolate.Socket) bool { return k.Of != "" }) {
-			if past, err = wayPast(pid); err != nil {
+			if past, err = wayPast(pid); err != nil && !ended(err) {
 				unseen++
 			}
 		}
@@ -87,7 +88,7 @@ func processes() (owners map[uint32]owner, namespaces map[string]int, unseen int
 	for _, p := range all {
 		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", p.PID))
 		if err != nil {
-			if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+			if !ended(err) && family(p.PID) != "" {
 				unseen++
 			}
 			continue
@@ -95,7 +96,10 @@ func processes() (owners map[uint32]owner, namespaces map[string]int, unseen int
 		namespaces[ns] = p.PID
 		targets, err := p.FileDescriptorTargets()
 		if err != nil {
-			continue // it ended
+			if !ended(err) && family(p.PID) != "" {
+				unseen++
+			}
+			continue
 		}
 		name, _ := p.Comm()
 		for _, t := range targets {
@@ -108,6 +112,9 @@ func processes() (owners map[uint32]owner, namespaces map[string]int, unseen int
 	}
 	return owners, namespaces, unseen, nil
 }
+
+// ended reports whether a process, or the last one of a namespace, went away while it was looked at.
+func ended(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) }
 
 // families tells of a process whether it, or one that it came from, is vLLM or Ray: workers and their resource trackers
 // have names of their own. parent tells who started a process.
