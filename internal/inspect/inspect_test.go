@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -51,6 +52,7 @@ func mustRewrite(t testing.TB, d *Doc, edits ...policy.Edit) Body {
 }
 
 func TestAttackBodiesAreRefusedWhereTheyAttack(t *testing.T) {
+	brackets := `{"type":"string","pattern":"` + strings.Repeat("(", 30000) + "a" + strings.Repeat(")", 30000) + `"}`
 	for _, row := range []struct {
 		operation, body string
 		reason          verdict.Reason
@@ -130,6 +132,17 @@ func TestAttackBodiesAreRefusedWhereTheyAttack(t *testing.T) {
 		{"messages.create", `{"messages":[{"role":"user","content":[{"type":"image","source":{"type":"url","url":"https://x/"}}]}]}`, verdict.ForbiddenParameter, "/messages/0/content/0/source/url"},
 		{"chat.create", `{"structured_outputs":{"choice":[]}}`, verdict.BadBody, "/structured_outputs/choice"},                          // CVE-2026-105757
 		{"chat.create", `{"min_tokens":1,"stop_token_ids":[1` + strings.Repeat(",1", 64) + `]}`, verdict.BadBody, "/stop_token_ids/64"}, // with the model's own more than 128
+		// What ends the process that makes a grammar of it.
+		{"chat.create", `{"response_format":{"type":"json_schema","json_schema":{"schema":` + brackets + `}}}`, verdict.BadBody, "/response_format/json_schema/schema"},
+		{"chat.create", `{"structured_outputs":{"json":` + brackets + `}}`, verdict.BadBody, "/structured_outputs/json"},
+		{"chat.batch", `{"structured_outputs":{"json":` + strconv.Quote(brackets) + `}}`, verdict.BadBody, "/structured_outputs/json"},
+		{"completions.create", `{"guided_json":` + brackets + `}`, verdict.BadBody, "/guided_json"},
+		{"completions.create", `{"response_format":{"json_schema":{"schema":` + brackets + `},"type":"json_schema"}}`, verdict.BadBody, "/response_format/json_schema/schema"},
+		{"responses.create", `{"text":{"format":{"type":"json_schema","schema":` + brackets + `}}}`, verdict.BadBody, "/text/format/schema"},
+		{"messages.create", `{"output_config":{"format":{"type":"json_schema","schema":` + brackets + `}}}`, verdict.BadBody, "/output_config/format/schema"},
+		{"chat.create", `{"tools":[{"type":"function","function":{"name":"f","parameters":` + brackets + `}}]}`, verdict.BadBody, "/tools/0/function/parameters"},
+		{"responses.create", `{"tools":[{"type":"function","name":"f","parameters":` + brackets + `}]}`, verdict.BadBody, "/tools/0/parameters"},
+		{"messages.create", `{"tools":[{"name":"f","input_schema":` + brackets + `}]}`, verdict.BadBody, "/tools/0/input_schema"},
 		{"completions.create", `{"guided_choice":[ ]}`, verdict.BadBody, "/guided_choice"},
 		{"decisions.create", `{"questions":[]}`, verdict.BadBody, "/questions"},
 		{"decisions.create", `{"questions":[{"type":"score","levels":[{"label":"a"}]}]}`, verdict.BadBody, "/questions/0/levels/0"},

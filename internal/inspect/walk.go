@@ -9,6 +9,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/vallum/vallum/internal/inspect/scan"
+	"github.com/vallum/vallum/internal/inspect/schema"
 	"github.com/vallum/vallum/internal/policy"
 	"github.com/vallum/vallum/internal/spare"
 	"github.com/vallum/vallum/internal/vllm"
@@ -110,7 +111,12 @@ func (w *walker) value(s *vllm.Shape, fact vllm.Fact, t tag) (why string, err er
 	case vllm.Choice:
 		return w.choice(s, t)
 	}
-	_, err = w.skip()
+	raw, err := w.skip()
+	if err == nil && s.Schema {
+		if what := schema.Check(raw, w.limits.MaxDepth); what != "" {
+			return "", w.wrong(raw, what)
+		}
+	}
 	return "", err
 }
 

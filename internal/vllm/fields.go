@@ -38,6 +38,7 @@ type Shape struct {
 	MinLen   int64             // Array: elements at least
 	MaxLen   int64             // String: bytes of its UTF-8; Array, Map: elements; 0 is no bound of its own. In an Array of a Union with Integer only what is no number counts: a list of token ids is one prompt
 	Enum     []string          // String: the accepted values; nil is any
+	Schema   bool              // Free: a JSON schema, of which vLLM may make a grammar
 	DataURL  bool              // String: must be a data: URL (RFC 2397): vLLM would fetch anything else
 	Fields   map[string]*Field // Object
 	Elem     *Shape            // Array, Map

@@ -121,6 +121,9 @@ func shapeWords(s *Shape) string {
 		}
 		return strings.Join(arms, " or ")
 	case Free:
+		if s.Schema {
+			return "JSON schema"
+		}
 		return "any JSON"
 	case File:
 		return "file"

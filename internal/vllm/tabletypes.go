@@ -100,8 +100,8 @@ func (t *typeReader) arm() (*Shape, error) {
 		return &Shape{Kind: String, Enum: words}, err
 	case "bool":
 		return &Shape{Kind: Boolean}, nil
-	case "free":
-		return &Shape{Kind: Free}, nil
+	case "free", "schema":
+		return &Shape{Kind: Free, Schema: name == "schema"}, nil
 	case "file":
 		return &Shape{Kind: File}, nil
 	case "int":

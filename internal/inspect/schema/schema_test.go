@@ -1,0 +1,61 @@
+package schema
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// chain is a schema in which each of n definitions leads to the next, levels objects below its own beginning.
+func chain(n, levels int) string {
+	var b strings.Builder
+	b.WriteString(`{"$ref":"#/$defs/a0","$defs":{`)
+	for i := range n {
+		b.WriteString(fmt.Sprintf(`"a%d":`, i) + strings.Repeat(`{"type":"object","properties":{"x":`, levels) + fmt.Sprintf(`{"$ref":"#/$defs/a%d"}`, i+1) + strings.Repeat("}}", levels) + ",")
+	}
+	return b.String() + fmt.Sprintf(`"a%d":{"type":"string"}}}`, n)
+}
+
+func quoted(t *testing.T, s string) string {
+	t.Helper()
+	b, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestSchemasThatEndTheServerAreRefused(t *testing.T) {
+	brackets := strings.Repeat("(", 30000) + "a" + strings.Repeat(")", 30000)
+	long := strings.Repeat("x", 5000)
+	for name, row := range map[string]struct{ schema, what string }{
+		"brackets in a pattern":        {`{"type":"string","pattern":"` + brackets + `"}`, "a pattern in a schema"},
+		"in an escaped one":            {`{"properties":{"a":{"\u0070attern":"` + brackets + `"}}}`, "a pattern in a schema"},
+		"as a name":                    {`{"patternProperties":{"a":{},"` + brackets + `":{}}}`, "a pattern in a schema"},
+		"as a name after inner ones":   {`{"patternProperties":{"a":{"patternProperties":{"b":{}}},"` + brackets + `":{}}}`, "a pattern in a schema"},
+		"of property names":            {`{"propertyNames":{"pattern":"` + brackets + `"}}`, "a pattern in a schema"},
+		"in a list":                    {`{"anyOf":[{"type":"null"},{"pattern":"` + brackets + `"}]}`, "a pattern in a schema"},
+		"in a schema as text":          {quoted(t, `{"pattern":"`+brackets+`"}`), "a pattern in a schema"},
+		"references that lead on":      {chain(5000, 1), "references"},
+		"few references, deep objects": {chain(400, 14), "references"},
+		"references in text":           {quoted(t, chain(5000, 1)), "references"},
+		"text that is deep":            {quoted(t, strings.Repeat(`{"items":`, 500)+`{"a":"`+long+`"}`+strings.Repeat("}", 500)), "nested deeper"},
+		"text that Python reads":       {quoted(t, `{"a":NaN,"b":"`+long+`"}`), "strict JSON"},
+		"text with a name twice":       {quoted(t, `{"pattern":"`+long+`","pattern":"a"}`), "strict JSON"},
+
+		"a long text elsewhere":          {`{"description":"` + long + `","enum":["` + long + `"],"const":"` + long + `"}`, ""},
+		"a property called pattern":      {`{"properties":{"pattern":{"type":"string","description":"` + long + `"}}}`, ""},
+		"what follows patternProperties": {`{"patternProperties":{"^x-":{}},"properties":{"` + long + `":{}}}`, ""},
+		"a pattern in a list":            {`{"enum":["pattern","` + long + `"]}`, ""},
+		"many small definitions":         {chain(150, 3), ""},
+		"as text":                        {quoted(t, chain(150, 3)), ""},
+		"a short text of anything":       {`"nonsense"`, ""},
+		"true":                           {`true`, ""},
+	} {
+		what := Check([]byte(row.schema), 64)
+		if row.what == "" && what != "" || !strings.Contains(what, row.what) {
+			t.Errorf("%s: %q, want %q", name, what, row.what)
+		}
+	}
+}
