@@ -140,7 +140,83 @@ func TestEveryPackageSaysWhatItIsAndWhatItRefuses(t *testing.T) {
 		if p.Doc == "" {
 			t.Errorf("%s has no package comment", p.ImportPath)
 		}
+		if text := packageComment(t, p); !strings.Contains(text, "refuse") && !strings.Contains(text, "never") {
+			t.Errorf("%s: its comment does not say what it refuses to do: %s", p.ImportPath, text)
+		}
 	}
+}
+
+// packageComment is the whole of it; `go list` gives its first sentence only.
+func packageComment(t *testing.T, p goPackage) string {
+	t.Helper()
+	var b strings.Builder
+	for _, f := range p.GoFiles {
+		file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, f), nil, parser.ParseComments|parser.PackageClauseOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.WriteString(file.Doc.Text())
+	}
+	return b.String()
+}
+
+// Nine in ten exported names have a comment: functions, methods of exported types, types, and the groups of values.
+func TestExportedNamesAreDocumented(t *testing.T) {
+	all, without := 0, []string{}
+	note := func(where, name string, documented bool) {
+		if !ast.IsExported(name) {
+			return
+		}
+		if all++; !documented {
+			without = append(without, where+"."+name)
+		}
+	}
+	for _, p := range packages(t) {
+		for _, f := range p.GoFiles {
+			file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, f), nil, parser.ParseComments)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range file.Decls {
+				switch d := d.(type) {
+				case *ast.FuncDecl:
+					if d.Recv == nil || ast.IsExported(receiver(d)) {
+						note(p.ImportPath, d.Name.Name, d.Doc != nil)
+					}
+				case *ast.GenDecl:
+					for _, spec := range d.Specs {
+						switch spec := spec.(type) {
+						case *ast.TypeSpec:
+							note(p.ImportPath, spec.Name.Name, d.Doc != nil || spec.Doc != nil)
+						case *ast.ValueSpec:
+							for _, name := range spec.Names {
+								note(p.ImportPath, name.Name, d.Doc != nil || spec.Doc != nil || spec.Comment != nil)
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+	t.Logf("%d of %d exported names have no comment: %q", len(without), all, without)
+	if all < 500 || len(without)*10 > all {
+		t.Errorf("%d of %d exported names have no comment: %q", len(without), all, without)
+	}
+}
+
+// receiver is the name of a method's type.
+func receiver(d *ast.FuncDecl) string {
+	of := d.Recv.List[0].Type
+	if star, ok := of.(*ast.StarExpr); ok {
+		of = star.X
+	}
+	if generic, ok := of.(*ast.IndexExpr); ok {
+		of = generic.X
+	}
+	if name, ok := of.(*ast.Ident); ok {
+		return name.Name
+	}
+	return ""
 }
 
 func TestEveryDirectDependencyHasItsReason(t *testing.T) {
@@ -282,6 +358,11 @@ func TestTestsDoNotSleep(t *testing.T) {
 		}
 		if bytes.Contains(b, []byte("time.Sleep(")) && !bytes.Contains(b, []byte("testing/synctest")) {
 			t.Errorf("%s sleeps: wait for a channel, a deadline of a poll, or use testing/synctest", path)
+		}
+		for line := range strings.Lines(string(b)) {
+			if skip := strings.Index(line, "t.Skip"); skip >= 0 && !strings.Contains(line[skip:], `"NOT RUN: `) {
+				t.Errorf("%s skips without saying NOT RUN: %s", path, strings.TrimSpace(line))
+			}
 		}
 		return nil
 	})
