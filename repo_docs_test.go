@@ -1,6 +1,7 @@
 package vallum
 
 import (
+	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -184,6 +185,21 @@ func codesOf(file *ast.File) map[string]string {
 		return true
 	})
 	return codes
+}
+
+// The budgets of ARCHITECTURE.md are those that are held.
+func TestBudgetsAreThoseOfThePage(t *testing.T) {
+	b, err := os.ReadFile("ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(b), "\n## Budgets\n")
+	text := strings.NewReplacer(",", "", "\n", " ").Replace(section)
+	for what, n := range map[string]int{"Function ≤ %d ": maxFunctionLines, "file ≤ %d ": maxFileLines, "package ≤ %d ": maxPackageLines, "`main.go` ≤ %d ": maxMainLines, "core ≤ %d.": maxDataPathLines} {
+		if want := fmt.Sprintf(what, n); !strings.Contains(text, want) {
+			t.Errorf("ARCHITECTURE.md does not say %q", want)
+		}
+	}
 }
 
 // The hand-written pages exist and link to files that exist.
