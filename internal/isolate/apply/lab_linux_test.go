@@ -194,6 +194,12 @@ func (h *host) file(name string) string { return filepath.Join(h.dir, name) }
 // sign makes a manifest of the named nodes with the next serial and gives it to them; edit may change it.
 func (l *lab) sign(edit func(*fleet.Manifest), names ...string) []byte {
 	l.t.Helper()
+	return l.signAt(time.Now(), edit, names...)
+}
+
+// signAt signs as if it were that time.
+func (l *lab) signAt(now time.Time, edit func(*fleet.Manifest), names ...string) []byte {
+	l.t.Helper()
 	l.serial++
 	m := &fleet.Manifest{
 		Format: 1, Fleet: "lab", Serial: l.serial, Expires: time.Now().Add(time.Hour), APIPort: 8000,
@@ -212,7 +218,7 @@ func (l *lab) sign(edit func(*fleet.Manifest), names ...string) []byte {
 	if edit != nil {
 		edit(m)
 	}
-	signed, err := fleet.Sign(m, l.private, time.Now())
+	signed, err := fleet.Sign(m, l.private, now)
 	must(l.t, err)
 	for _, name := range names {
 		must(l.t, os.WriteFile(l.hosts[name].file("manifest.signed"), signed, 0o600))
