@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/vallum/vallum/internal/policy"
+	"github.com/vallum/vallum/internal/vllm"
 )
 
 // namePattern is what roles and upstreams may be called: keys name roles so (`vallum keys`), and X-Vallum-Upstream, metrics
@@ -122,6 +123,9 @@ func (c *Config) checkUpstreams(d *decoder) {
 		if what, right := CheckURL(u.URL); what != "" {
 			d.at(path+".url", what, right)
 		}
+		if what, right := checkRelease(u.Release); what != "" {
+			d.at(path+".release", what, right)
+		}
 		if u.KeyFile != "" && !u.Key.IsZero() {
 			d.at(path+".key", "key_file is given too", "one of them")
 		}
@@ -132,6 +136,20 @@ func (c *Config) checkUpstreams(d *decoder) {
 			d.at(path+".ca", "ca and certificate are for https", "url: https://HOST:PORT, or leave them out")
 		}
 	}
+}
+
+// checkRelease says what is wrong with the release of an upstream, or "". Gates hang on it: it has one spelling.
+func checkRelease(s string) (what, right string) {
+	if s == "" {
+		return "", ""
+	}
+	switch r, err := vllm.ParseRelease(s); {
+	case err != nil:
+		return fmt.Sprintf("%q is not a release of vLLM", s), "such as 0.32.0 or 0.33.0rc1"
+	case r.String() != s:
+		return fmt.Sprintf("%q is not how a release is written", s), r.String()
+	}
+	return "", ""
 }
 
 // CheckURL says what is wrong with an upstream's URL, or "".

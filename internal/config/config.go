@@ -48,6 +48,7 @@ type Upstream struct {
 	KeyFile     string   `yaml:"key_file" jsonschema_description:"File that holds vLLM's own key (--api-key). No client ever sees it. Read again when it changes."`
 	Key         Secret   `yaml:"key" jsonschema_description:"The same from ${env:NAME} or ${credential:NAME} (systemd). Never the key itself."`
 	Models      []string `yaml:"models" jsonschema_description:"The models it serves. Default: what its /v1/models lists."`
+	Release     string   `yaml:"release" jsonschema_description:"The release of vLLM that it runs, such as 0.32.0, for a server that does not tell it (GET /version). What the server tells wins over it, with a warning. Fields that harm some releases and cache_salt go by it. Default: not known, which counts as harmed, and as without cache_salt."`
 	CA          string   `yaml:"ca" jsonschema_description:"PEM file of the authorities that may have signed its certificate. Default: the system's. Read again when it changes."`
 	Certificate string   `yaml:"certificate" jsonschema_description:"PEM file of the client certificate that it asks for. Read again when it changes."`
 	CertKey     string   `yaml:"certificate_key" jsonschema_description:"PEM file of the client certificate's private key."`

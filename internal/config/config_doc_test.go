@@ -164,6 +164,7 @@ func configSchema(t *testing.T) string {
 	at(s, "listen", "[]").Required = []string{"address"}
 	at(s, "listen", "[]", "tls").Required = []string{"certificate", "key"}
 	at(s, "upstreams", "[]").Required = []string{"name", "url"}
+	at(s, "upstreams", "[]", "release").Pattern = `^([0-9]+\.[0-9]+\.[0-9]+((a|b|rc)[0-9]+)?(\.post[0-9]+)?(\.dev[0-9]+)?)?$`
 	b, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		t.Fatal(err)
@@ -330,6 +331,12 @@ func TestSchemaRefusesWhatParseRefuses(t *testing.T) {
 		{right + "roles: {r: {operations: [\"@development\"], models: [m]}}\n", false},
 		{right + "roles: {r: {operations: [invocations.create], models: [m]}}\n", false},
 		{right + "audit: {sync: never}\n", false},
+		{strings.Replace(right, "url:", "release: 0.11.2.post1, url:", 1), true},
+		{strings.Replace(right, "url:", "release: 0.33.0rc1, url:", 1), true},
+		{strings.Replace(right, "url:", "release: newest, url:", 1), false},
+		{strings.Replace(right, "url:", "release: v0.32.0, url:", 1), false},
+		{strings.Replace(right, "url:", "release: 0.32, url:", 1), false},
+		{strings.Replace(right, "url:", "release: 0.32.0+cpu, url:", 1), false},
 		{right + "roles: {r: {operations: [chat.create], models: [m], limits: {concurrent: 0}}}\n", false},
 		{right + "audit: {retain: 1y}\n", false},
 		{right + "bodies: {max_json: 8MB}\n", false},

@@ -24,10 +24,11 @@ import (
 	"github.com/vallum/vallum/internal/policy"
 	"github.com/vallum/vallum/internal/store"
 	"github.com/vallum/vallum/internal/upstream"
+	"github.com/vallum/vallum/internal/vllm"
 )
 
 // EffectiveFile is the file of the state directory in which a running gateway leaves the configuration that it uses,
-// with every default and the models that it found, for `vallum explain`. It holds no secret.
+// with every default and the models and releases that it found, for `vallum explain`. It holds no secret.
 const EffectiveFile = "effective.yaml"
 
 // snapshot is one configuration at work. Requests keep the one that they began with.
@@ -39,10 +40,11 @@ type snapshot struct {
 	states   []upstream.State // of which the policy's models were made
 }
 
-// stale reports whether the upstreams serve something else than what the policy was made of.
+// stale reports whether the upstreams serve something else, or are of other releases, than what the policy and the
+// effective configuration were made of.
 func (s *snapshot) stale() bool {
 	now := s.picker.set.States()
-	return !slices.EqualFunc(now, s.states, func(a, b upstream.State) bool { return slices.Equal(a.Models, b.Models) })
+	return !slices.EqualFunc(now, s.states, func(a, b upstream.State) bool { return slices.Equal(a.Models, b.Models) && a.Release == b.Release })
 }
 
 // apply makes the configuration the one that counts: whole, or not at all.
@@ -167,7 +169,8 @@ func (d *Daemon) start(ctx context.Context, u config.Upstream, key string, t con
 	if err != nil {
 		return nil, fmt.Errorf("upstream %q: %w", u.Name, err)
 	}
-	known := upstream.New(upstream.Spec{Name: u.Name, Models: u.Models, HasKey: key != ""}, way, func() {
+	release, _ := vllm.ParseRelease(u.Release) // the configuration has checked it; "" is not known
+	known := upstream.New(upstream.Spec{Name: u.Name, Models: u.Models, HasKey: key != "", Release: release}, way, func() {
 		select {
 		case d.rebuild <- struct{}{}:
 		default:
@@ -258,7 +261,7 @@ func shorter(a, b int64) int64 {
 	return min(a, b)
 }
 
-// effective is the configuration with the models that were found written into it.
+// effective is the configuration with the models and the releases that were found written into it.
 func (s *snapshot) effective() *config.Config {
 	c := *s.conf
 	c.Upstreams = slices.Clone(c.Upstreams)
@@ -266,6 +269,9 @@ func (s *snapshot) effective() *config.Config {
 		c.Upstreams[i].Models = nil
 		for _, m := range s.states[i].Models {
 			c.Upstreams[i].Models = append(c.Upstreams[i].Models, m.Name)
+		}
+		if r := s.states[i].Release; r.Known() {
+			c.Upstreams[i].Release = r.String()
 		}
 	}
 	return &c

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vallum/vallum/internal/daemon"
 	"github.com/vallum/vallum/internal/gatetest"
 	"github.com/vallum/vallum/internal/store"
 	"github.com/vallum/vallum/internal/vllmtest"
@@ -185,4 +186,23 @@ func TestSeveralUpstreams(t *testing.T) {
 	if failed > 1 {
 		t.Errorf("one of two is gone, and %d of 10 requests failed", failed)
 	}
+}
+
+// `vallum explain` answers by the releases that the running gateway found, also when a server comes back as another one.
+func TestTheEffectiveConfigurationHasTheReleasesThatWereFound(t *testing.T) {
+	t.Parallel()
+	_, url, end := serve(t, "127.0.0.1:0", vllmtest.Options{Version: "0.27.1"})
+	g := gatetest.Start(t, gatetest.Options{Upstream: url})
+	holds := func(release string) func() bool {
+		return func() bool {
+			b, err := os.ReadFile(filepath.Join(g.State, daemon.EffectiveFile))
+			return err == nil && strings.Contains(string(b), "release: "+release+"\n")
+		}
+	}
+	g.Eventually("the release", holds("0.27.1"))
+	end()
+	g.Eventually("its end", func() bool { return g.Do(g.Chat("app")).Status == 503 })
+	_, _, end = serve(t, strings.TrimPrefix(url, "http://"), vllmtest.Options{Version: "0.32.0+cpu"})
+	defer end()
+	g.Eventually("the other release", holds("0.32.0"))
 }

@@ -16,8 +16,10 @@ import (
 // resetting is an upstream whose answer is rewritten, and cannot be written to its caller.
 type resetting struct{ out []byte }
 
-func (r *resetting) Pick(policy.Grant, []string) (Upstream, verdict.Verdict) { return r, verdict.Allow() }
-func (r *resetting) Name() string                                  { return "llama" }
+func (r *resetting) Pick(policy.Grant, []string) (Upstream, verdict.Verdict) {
+	return r, verdict.Allow()
+}
+func (r *resetting) Name() string { return "llama" }
 
 func (r *resetting) Send(_ context.Context, _ http.ResponseWriter, c Call) verdict.Outcome {
 	c.Sent()

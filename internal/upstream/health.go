@@ -74,7 +74,7 @@ func (s *Server) check(ctx context.Context) bool {
 		s.set(func(st *State) { st.Alive, st.Problem = false, fmt.Sprintf("GET /health answers %d", status) })
 		return false
 	}
-	if s.State().Version == "" && !s.discover(ctx) {
+	if st := s.State(); (st.Version == "" || !st.Alive) && !s.discover(ctx) { // it may come back as another release
 		return false
 	}
 	s.misses = 0
@@ -100,23 +100,42 @@ func (s *Server) discover(ctx context.Context) bool {
 		s.set(func(st *State) { st.Alive, st.Problem = false, fmt.Sprintf("GET /v1/models: %v", err) })
 		return false
 	}
-	version := "unknown"
-	if status, body, err := s.ask(ctx, "/version", true); err == nil && status == http.StatusOK {
-		var v struct{ Version string }
-		if json.Unmarshal(body, &v) == nil && v.Version != "" && len(v.Version) <= 64 {
-			version = v.Version
-		}
-	}
+	version, release, assumed := s.release(ctx)
 	warning := s.warn(ctx)
-	release, _ := vllm.ParseRelease(version) // an unknown one has none of the newer fields
 	s.set(func(st *State) {
 		found = dated(found, st.Models)
-		st.Models, st.Version, st.Release, st.Warning = s.serves(found), version, release, warning
-		if missing := s.missing(found); missing != "" {
-			st.Warning = strings.TrimSpace(missing + " " + st.Warning)
-		}
+		st.Models, st.Version, st.Release, st.Assumed = s.serves(found), version, release, assumed
+		st.Warning = strings.TrimSpace(strings.Join([]string{s.missing(found), s.contradiction(release), warning}, " "))
 	})
 	return true
+}
+
+// release asks the server which release it is. Where it answers and tells none, what the configuration says is assumed.
+// Where it does not answer nothing is: what it told a moment ago may have been something else. An unknown release has
+// none of the newer fields, and each that does harm to some.
+func (s *Server) release(ctx context.Context) (version string, release vllm.Release, assumed bool) {
+	status, body, err := s.ask(ctx, "/version", true)
+	if err != nil {
+		return "unknown", vllm.Release{}, false
+	}
+	version = "unknown"
+	var v struct{ Version string }
+	if status == http.StatusOK && json.Unmarshal(body, &v) == nil && v.Version != "" && len(v.Version) <= 64 {
+		version = v.Version
+	}
+	release, err = vllm.ParseRelease(version)
+	if err != nil && s.spec.Release.Known() {
+		return s.spec.Release.String(), s.spec.Release, true
+	}
+	return version, release, false
+}
+
+// contradiction says that the configuration names another release than the server.
+func (s *Server) contradiction(told vllm.Release) string {
+	if !told.Known() || !s.spec.Release.Known() || told.Compare(s.spec.Release) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("it says that it is vLLM %s, and the configuration says release: %s. What it says counts.", told, s.spec.Release)
 }
 
 // dated gives known models their first date again: vLLM's "created" is the time of the question, and would make every

@@ -19,6 +19,8 @@ type Spec struct {
 	Name   string
 	Models []string // what it serves; nil: what it says that it serves
 	HasKey bool     // the server has a key of its own: a request without it must get 401
+
+	Release vllm.Release // what the configuration says that it runs; the server's own word wins over it
 }
 
 // Model is a model that a server serves.
@@ -35,6 +37,7 @@ type State struct {
 	LeftOut bool         `json:"left_out,omitempty"` // requests failed in a row: others are picked, as long as there are others
 	Release vllm.Release `json:"-"`
 	Version string       `json:"version,omitempty"`
+	Assumed bool         `json:"version_assumed,omitempty"` // the server does not tell its release: it is the configuration's
 	Models  []Model      `json:"models,omitempty"`
 	Problem string       `json:"problem,omitempty"` // why it is not alive
 	Warning string       `json:"warning,omitempty"` // what is unsafe about it
@@ -169,7 +172,7 @@ func (s *Server) set(change func(*State)) bool {
 		s.state.Since = time.Now()
 	}
 	same := before.Alive == s.state.Alive && before.Problem == s.state.Problem && before.Warning == s.state.Warning &&
-		before.Version == s.state.Version && slices.Equal(before.Models, s.state.Models)
+		before.Version == s.state.Version && before.Assumed == s.state.Assumed && slices.Equal(before.Models, s.state.Models)
 	s.mu.Unlock()
 	if !same {
 		s.changed()

@@ -48,6 +48,9 @@ func (f *fake) Get(_ context.Context, path string, withKey bool) (int, []byte, e
 	case path == "/v1/models":
 		return 200, []byte(f.models), nil
 	}
+	if f.version == "" {
+		return 0, nil, errors.New("no answer")
+	}
 	return 200, []byte(f.version), nil
 }
 
@@ -219,6 +222,65 @@ func TestOneSlowLookIsForgiven(t *testing.T) {
 	f.down = errors.New("connection refused")
 	if s.check(ctx); s.State().Alive {
 		t.Error("it is not there and lives")
+	}
+}
+
+// What the server tells counts; what the configuration says where it tells nothing; nothing where it does not answer.
+func TestWhichReleaseAServerIs(t *testing.T) {
+	const configured = "0.32.0"
+	for _, row := range []struct {
+		version    string // the body of /version; "" is no answer
+		configured string
+		release    string
+		assumed    bool
+		warning    bool
+	}{
+		{`{"version":"0.31.0"}`, "", "0.31.0", false, false},
+		{`{"version":"0.32.0+cpu"}`, configured, "0.32.0", false, false},
+		{`{"version":"0.31.0"}`, configured, "0.31.0", false, true},
+		{`{"version":"0.33.0"}`, configured, "0.33.0", false, true},
+		{`{"version":"dev"}`, "", "unknown", false, false},
+		{`{"version":"dev"}`, configured, "0.32.0", true, false},
+		{`{"version":""}`, configured, "0.32.0", true, false},
+		{`not found`, configured, "0.32.0", true, false},
+		{"", configured, "unknown", false, false},
+		{"", "", "unknown", false, false},
+	} {
+		spec := Spec{Name: "a"}
+		if row.configured != "" {
+			var err error
+			if spec.Release, err = vllm.ParseRelease(row.configured); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f := healthy()
+		f.version = row.version
+		s := New(spec, f, nil)
+		s.check(context.Background())
+		st := s.State()
+		if !st.Alive || st.Release.String() != row.release || st.Assumed != row.assumed || strings.Contains(st.Warning, "What it says counts") != row.warning {
+			t.Errorf("%q, configured %q: %+v", row.version, row.configured, st)
+		}
+	}
+}
+
+// What stood there when it died may not be what comes back: it is asked before it is picked.
+func TestAServerIsAskedForItsReleaseBeforeItIsAliveAgain(t *testing.T) {
+	f := healthy()
+	var seen []string
+	var s *Server
+	s = New(Spec{Name: "a"}, f, func() {
+		if st := s.State(); st.Alive {
+			seen = append(seen, st.Release.String())
+		}
+	})
+	ctx := context.Background()
+	s.check(ctx)
+	s.Failed(true, "connection refused")
+	f.version = `{"version":"0.27.1"}`
+	s.check(ctx)
+	if strings.Join(seen, " ") != "0.32.0 0.27.1" || !s.State().Alive {
+		t.Errorf("alive as %q", seen)
 	}
 }
 

@@ -200,7 +200,11 @@ func wordsOf(st upstream.State) string {
 		}
 		models = append(models, name)
 	}
-	return fmt.Sprintf("alive, vLLM %s, serves %s", st.Version, orNone(strings.Join(models, ", ")))
+	version := st.Version
+	if st.Assumed {
+		version += " as the configuration says"
+	}
+	return fmt.Sprintf("alive, vLLM %s, serves %s", version, orNone(strings.Join(models, ", ")))
 }
 
 func orNone(s string) string {
