@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vallum/vallum/internal/audit"
+	"github.com/vallum/vallum/internal/config"
 	"github.com/vallum/vallum/internal/daemon"
 	"github.com/vallum/vallum/internal/identity"
 	"github.com/vallum/vallum/internal/inspect"
@@ -37,8 +38,9 @@ func newExplain(s streams) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "explain METHOD PATH | --record ID",
 		Short: "Says which rule decides a request, and what would change that",
-		Long: "Answers from the configuration that the running gateway left in its state directory, or from --config. Exit code 0 is\n" +
-			"allowed, 1 is refused, also of a record.",
+		Long: "Answers from the configuration that the running gateway left in its state directory, with the models and releases that\n" +
+			"it found, or from --config. Some fields stand on the server's release: --body says which, and what to upgrade. Exit\n" +
+			"code 0 is allowed, 1 is refused, also of a record.",
 		Example: "  vallum explain POST /v1/chat/completions --key-name app --model llama-3-8b\n" +
 			"  vallum explain --record req_3mp2k...",
 		Args: cobra.MaximumNArgs(2),
@@ -80,7 +82,7 @@ func (s streams) explainRequest(ctx context.Context, q question, method, target 
 	if err != nil {
 		return err
 	}
-	p, err := q.policy(s.in)
+	p, upstreams, err := q.policy(s.in)
 	if err != nil {
 		return err
 	}
@@ -110,13 +112,15 @@ func (s streams) explainRequest(ctx context.Context, q question, method, target 
 	if e.Reason == verdict.BadBody.String() && facts.Model == "" && q.body == "" {
 		e.ToAllow = []string{"--model NAME: the question names no model"}
 	}
-	return s.tell(answer{e, slices.Concat(facts.Dropped, facts.UnknownKeys)}, q.asJSON)
+	told := answer{Explanation: e, Dropped: slices.Concat(facts.Dropped, facts.UnknownKeys)}
+	return s.tell(gated(told, facts, upstreams), q.asJSON)
 }
 
-// answer is an explanation, with the fields of the body that do not reach vLLM.
+// answer is an explanation, with the fields of the body that do not reach vLLM, and those that not every release may get.
 type answer struct {
 	policy.Explanation
 	Dropped []string `json:"dropped,omitempty"`
+	Gates   []gate   `json:"gates,omitempty"`
 }
 
 // refusal is an answer that needed no policy.
@@ -199,29 +203,29 @@ func (q *question) stateOfConfig(in io.Reader) error {
 }
 
 // policy is the one that the gateway uses: of the file that is named, or of the effective configuration that a running
-// gateway leaves in its state directory, in which the models stand that it found.
-func (q question) policy(in io.Reader) (*policy.Policy, error) {
+// gateway leaves in its state directory, in which the models and the releases stand that it found.
+func (q question) policy(in io.Reader) (*policy.Policy, []config.Upstream, error) {
 	file := q.config
 	if file == "" {
 		state, err := stateOrDefault(q.state)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		file = filepath.Join(state, daemon.EffectiveFile)
 	}
 	conf, err := readConfig(file, in)
 	if errors.Is(err, os.ErrNotExist) && q.config == "" {
-		return nil, fmt.Errorf("no gateway has left its configuration in %s\nhint: --state DIR names the gateway's state directory, or --config FILE a configuration", file)
+		return nil, nil, fmt.Errorf("no gateway has left its configuration in %s\nhint: --state DIR names the gateway's state directory, or --config FILE a configuration", file)
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	_, rules := conf.Rules(nil)
 	p, problems := policy.Build(rules)
 	if len(problems) > 0 {
-		return nil, fmt.Errorf("%s: %s", problems[0].Where, problems[0].What)
+		return nil, nil, fmt.Errorf("%s: %s", problems[0].Where, problems[0].What)
 	}
-	return p, nil
+	return p, conf.Upstreams, nil
 }
 
 // tell prints an explanation: the answer first, its grounds, then what would change it.
@@ -251,6 +255,7 @@ func (s streams) tell(e answer, asJSON bool) error {
 		for _, r := range e.Rules {
 			fmt.Fprintf(s.out, "  role %-11s %s\n", r.Role, r.Why)
 		}
+		s.tellGates(e.Gates)
 		for _, way := range e.ToAllow {
 			s.hint("%s", way)
 		}
@@ -316,7 +321,7 @@ func (s streams) tellRecord(ctx context.Context, q question, last audit.Record) 
 	if err != nil {
 		return err
 	}
-	p, err := q.policy(s.in)
+	p, _, err := q.policy(s.in)
 	if err != nil {
 		return err
 	}

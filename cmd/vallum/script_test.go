@@ -77,6 +77,7 @@ func scriptVLLM(ts *testscript.TestScript, _ bool, args []string) {
 	models := f.String("models", "tiny", "")
 	name := f.String("name", "VLLM", "")
 	down := f.Bool("down", false, "")
+	version := f.String("version", "", "")
 	at := f.String("at", "http://127.0.0.1:0", "")
 	ts.Check(f.Parse(args))
 	l, err := net.Listen("tcp", strings.TrimPrefix(*at, "http://"))
@@ -86,7 +87,7 @@ func scriptVLLM(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Check(l.Close())
 		return
 	}
-	fake := vllmtest.New(vllmtest.Options{Key: *key, Models: strings.Split(*models, ","), DevMode: true, ScaleOut: true})
+	fake := vllmtest.New(vllmtest.Options{Key: *key, Models: strings.Split(*models, ","), Version: *version, DevMode: true, ScaleOut: true})
 	done := make(chan error, 1)
 	go func() { done <- fake.Serve(l) }()
 	ts.Defer(func() {

@@ -39,6 +39,11 @@ type Hazard struct {
 	Field   *vllm.Field // its Affected says which may not
 }
 
+// In reports whether the field does harm on a server of the release; audio: there is sound in the body.
+func (h Hazard) In(r vllm.Release, audio bool) bool {
+	return h.Field.Affected.In(r) && (audio || !h.Field.Affected.WithAudio)
+}
+
 // Endanger notes a field that does harm in some releases, each row of the tables once.
 func (f *Facts) Endanger(field *vllm.Field, pointer string) {
 	if !slices.ContainsFunc(f.Hazards, func(h Hazard) bool { return h.Field == field }) {

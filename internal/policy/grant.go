@@ -78,7 +78,7 @@ func (g Grant) Picky() bool { return len(g.hazards) > 0 }
 // For refuses the request for a server of a release that a field of it would harm: the operator reads the advisory.
 func (g Grant) For(r vllm.Release) verdict.Verdict {
 	for _, h := range g.hazards {
-		if a := h.Field.Affected; a.In(r) && (g.audio || !a.WithAudio) {
+		if h.In(r, g.audio) {
 			return verdict.Refuse(verdict.ForbiddenParameter, fmt.Errorf("field %q on vLLM %s: %s", h.Pointer, r, h.Field.Why)).
 				At(h.Pointer).Saying("%q: the model server's release may not be given it.", h.Pointer)
 		}

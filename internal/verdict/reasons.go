@@ -85,7 +85,7 @@ var reasons = [reasonCount]info{
 	BadBody:          {"bad_body", 400, invalid, invalid, "The request body is not acceptable.", "The body is not strict JSON, not the declared form, or a field has the wrong type; the sentence says where.", 0, false},
 	ForbiddenParameter: {
 		"forbidden_parameter", 403, permission, permission, "The request has a parameter that is not permitted.",
-		"The catalogue refuses the field's value for everybody or for this role; docs/operations.md gives the reason.", 0, false,
+		"The catalogue refuses the field's value for everybody, for this role or for the release of the model's servers; docs/operations.md gives the reason.", 0, false,
 	},
 	UnknownParameter: {"unknown_parameter", 400, invalid, invalid, "The request has a parameter that this operation does not have.", "The role says `unknown_fields: refuse`; without it the field is dropped and named in the record.", 0, false},
 	ThreadUnsupported: {
