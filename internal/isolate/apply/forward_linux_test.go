@@ -1,6 +1,7 @@
 package apply_test
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -189,6 +190,15 @@ func TestDockersForwardPathIsClosedAndNeverPassedOver(t *testing.T) {
 			t.Errorf("the container reaches %s", to)
 		}
 	}
+	// Not one packet either, although no answer could come back.
+	heard := b.hears(t, 5002)
+	for range 3 {
+		c.datagram(t, netip.AddrPortFrom(b.over, 5002))
+	}
+	a.datagram(t, netip.AddrPortFrom(b.over, 5002)) // and one that may, so that the others had the time
+	if from := <-heard; from != a.over {
+		t.Errorf("a packet of the container's came to a peer, as of %s", from)
+	}
 	if b.reaches(a.over, 8080, closed) {
 		t.Error("a peer is passed on to the container")
 	}
@@ -235,4 +245,38 @@ func TestKubeProxysForwardPathIsClosedAndNeverPassedOver(t *testing.T) {
 			t.Errorf("rule %s has refused nothing: this proves nothing", rule)
 		}
 	}
+}
+
+// hears listens for datagrams; where the first came from is told.
+func (h *host) hears(t *testing.T, port uint16) <-chan netip.Addr {
+	t.Helper()
+	from := make(chan netip.Addr, 1)
+	h.do(func() {
+		c, err := net.ListenPacket("udp4", fmt.Sprintf(":%d", port))
+		must(t, err)
+		t.Cleanup(func() { _ = c.Close() })
+		go func() {
+			b := make([]byte, 1500)
+			n, _, err := c.ReadFrom(b)
+			if err != nil {
+				close(from)
+				return
+			}
+			a, _ := netip.ParseAddr(string(b[:n]))
+			from <- a
+		}()
+	})
+	return from
+}
+
+// datagram sends the host's own address, which is left when others are translated.
+func (h *host) datagram(t *testing.T, to netip.AddrPort) {
+	t.Helper()
+	h.do(func() {
+		c, err := net.Dial("udp", to.String())
+		must(t, err)
+		defer c.Close()
+		own := netip.MustParseAddrPort(c.LocalAddr().String()).Addr()
+		_, _ = c.Write([]byte(own.String()))
+	})
 }
