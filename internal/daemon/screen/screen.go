@@ -60,6 +60,8 @@ const (
 	screenColumns   = 80
 	maxHolder       = 17 // columns of "first (15 of 16)"
 	maxScreenModels = 6
+
+	maxScreenUpstreams = 4
 )
 
 // Write says on one screen what is open and what is not, and the line that changes it.
@@ -68,8 +70,12 @@ func Write(w io.Writer, f Facts) {
 	field := func(name, text string) {
 		fmt.Fprintf(w, "  %-10s%s\n", name, Wrap(text, strings.Repeat(" ", 12), 12, screenColumns))
 	}
-	for _, st := range f.Upstreams {
+	shown, rest := fold(f.Upstreams)
+	for _, st := range shown {
 		field("upstream", st.Name+": "+wordsOf(st))
+	}
+	if len(rest) > 0 {
+		field("", more(rest))
 	}
 	field("probes", orNone(strings.Join(f.Probes, ", ")))
 	if len(f.Admin) > 0 {
@@ -90,6 +96,32 @@ func Write(w io.Writer, f Facts) {
 	fmt.Fprintln(w, "  acknowledge  there too: [{id: server.info, acknowledge: server.info}]")
 	fmt.Fprintf(w, "\n  All else is refused. Every request is recorded: vallum log show%s\n", f.StateFlag)
 	f.writeFirstKey(w)
+}
+
+// fold parts the upstreams into those that have a line of their own and the others.
+func fold(all []upstream.State) (shown, rest []upstream.State) {
+	if len(all) <= maxScreenUpstreams {
+		return all, nil
+	}
+	return all[:maxScreenUpstreams-1], all[maxScreenUpstreams-1:]
+}
+
+// more is what is said of the upstreams that have no line: how many, and the first of those that are not alive.
+func more(rest []upstream.State) string {
+	var dead []string
+	for _, st := range rest {
+		if !st.Alive {
+			dead = append(dead, st.Name)
+		}
+	}
+	text := fmt.Sprintf("and %d more", len(rest))
+	if n := len(dead); n > maxScreenUpstreams {
+		dead = append(dead[:maxScreenUpstreams-1], fmt.Sprintf("%d others", n-maxScreenUpstreams+1))
+	}
+	if len(dead) > 0 {
+		text += ", of which not alive: " + strings.Join(dead, ", ")
+	}
+	return text + "; vallum check --print lists them, /readyz at probes says which are alive"
 }
 
 // Wrap breaks a text between words into lines of at most that many columns, where its words allow it. The first line
