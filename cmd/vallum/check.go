@@ -23,7 +23,7 @@ func newCheck(s streams) *cobra.Command {
 			"it also looks at what the file names (keys, certificates, variables, directories), on this machine and as this user;\n" +
 			"serve does so when it starts and at each reload.",
 		Example: "  vallum check --config vallum.yaml\n" +
-			"  vallum check --config vallum.yaml --files    on the machine, and as the user, that serves\n" +
+			"  vallum check --config vallum.yaml --files    where, and as who, it serves\n" +
 			"  vallum check --config vallum.yaml --print    with every default",
 		RunE: func(c *cobra.Command, _ []string) error {
 			if show && asJSON {

@@ -1,10 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -65,12 +69,16 @@ func dedent(s string) string {
 	return strings.Join(lines, "\n")
 }
 
-// Help is read in a terminal, and says what every flag is for.
+// Help is read in a terminal that nobody has widened, and says what every flag is for.
 func TestHelpIsWholeAndFits(t *testing.T) {
 	var walk func(*cobra.Command)
 	walk = func(c *cobra.Command) {
-		for line := range strings.Lines(c.Long + "\n" + c.Example) {
-			if n := len([]rune(strings.TrimRight(line, "\n"))); n > 120 {
+		var help bytes.Buffer
+		if code := run(t.Context(), append(strings.Fields(c.CommandPath())[1:], "--help"), strings.NewReader(""), &help, &help); code != exitYes {
+			t.Errorf("%s --help ends with %d", c.CommandPath(), code)
+		}
+		for line := range strings.Lines(help.String()) {
+			if n := utf8.RuneCountInString(strings.TrimRight(line, "\n")); n > screenColumns {
 				t.Errorf("%s: a line of its help has %d columns: %s", c.CommandPath(), n, line)
 			}
 		}
@@ -87,4 +95,29 @@ func TestHelpIsWholeAndFits(t *testing.T) {
 		}
 	}
 	walk(newRoot(streams{}))
+}
+
+// What a person is asked to install is as small as the pages say.
+func TestTheBinaryIsAsSmallAsThePagesSay(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "vallum")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-tags", "grpcnotrace", "-ldflags", "-s -w", "-o", file, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := (info.Size() + 500_000) / 1_000_000
+	if size > 25 {
+		t.Errorf("it has %d MB, more than 25", size)
+	}
+	for page, says := range map[string]string{"README.md": "about %d MB", "ARCHITECTURE.md": "it is %d."} {
+		b, err := os.ReadFile(filepath.Join("..", "..", page))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := fmt.Sprintf(says, size); !strings.Contains(string(b), want) {
+			t.Errorf("%s does not say %q", page, want)
+		}
+	}
 }

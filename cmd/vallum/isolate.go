@@ -20,13 +20,13 @@ func newIsolate(s streams) *cobra.Command {
 		Short: "Makes, proves and watches the network between vLLM's nodes",
 		Long: "vLLM's traffic between nodes is neither encrypted nor authenticated, and partly executes what it receives. isolate\n" +
 			"puts it into a WireGuard network of the nodes that an operator signed for, and refuses everything else.\n\n" +
-			"  operator                      node\n" +
-			"  isolate init lab              isolate keygen        prints the node's public key\n" +
+			"  operator            node\n" +
+			"  isolate init lab    isolate keygen   prints the node's public key\n" +
 			"  (edit fleet.yaml)\n" +
-			"  isolate sign                  isolate plan          what up would do, and what it would cut off\n" +
-			"                                isolate up            rolled back unless confirmed\n" +
-			"                                isolate env           what vLLM needs to use it\n" +
-			"                                isolate verify        does it hold?",
+			"  isolate sign        isolate plan     what up would do, and what it would cut off\n" +
+			"                      isolate up       rolled back unless confirmed\n" +
+			"                      isolate env      what vLLM needs to use it\n" +
+			"                      isolate verify   does it hold?",
 		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	c.AddCommand(newIsolateInit(s), newIsolateKeygen(s), newIsolateSign(s), newIsolateShow(s), newIsolatePlan(s), newIsolateEnv(s))

@@ -98,12 +98,12 @@ func newRoot(s streams) *cobra.Command {
 		return usagef("%w\nhint: %s --help", err, c.CommandPath())
 	})
 	root.AddCommand(newServe(s), newCheck(s), newKeys(s), newExplain(s), newLog(s), newDemo(s), newIsolate(s), newVersion(s))
-	fitHelp(root)
 	root.SetHelpCommand(newHelp())
 	root.InitDefaultCompletionCmd()
 	if c, _, err := root.Find([]string{"completion"}); err == nil {
 		c.Short, c.RunE = "Prints the completions of a shell, to be read by it", func(c *cobra.Command, _ []string) error { return c.Help() }
 	}
+	fitHelp(root)
 	wrapArgs(root)
 	return root
 }
