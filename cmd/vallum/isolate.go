@@ -23,7 +23,7 @@ func newIsolate(s streams) *cobra.Command {
 			"  operator            node\n" +
 			"  isolate init lab    isolate keygen   prints the node's public key\n" +
 			"  (edit fleet.yaml)\n" +
-			"  isolate sign        isolate plan     what up would do, and what it would cut off\n" +
+			"  isolate sign        isolate plan     what up would do, and would cut off\n" +
 			"                      isolate up       rolled back unless confirmed\n" +
 			"                      isolate env      what vLLM needs to use it\n" +
 			"                      isolate verify   does it hold?",

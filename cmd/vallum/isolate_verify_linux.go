@@ -46,7 +46,7 @@ func newIsolateVerify(s streams) *cobra.Command {
 			"underlay too, with zeros in clear; no rule is opened, because both ends connect to each other at once.",
 		Example: "  vallum isolate verify --wire 30s --tokens 9906,11,1917\n" +
 			"  vallum isolate verify --as-outsider 192.0.2.1 10.99.0.1\n" +
-			"  vallum isolate verify --measure-serve 1m --bare   # on one node, then on another:\n" +
+			"  vallum isolate verify --measure-serve 1m --bare   # on one node, then:\n" +
 			"  vallum isolate verify --measure --bare",
 		Args: cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error { return v.run(c.Context(), s, args) },
