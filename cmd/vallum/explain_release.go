@@ -33,7 +33,7 @@ type gateAnswer struct {
 func gated(e answer, f policy.Facts, upstreams []config.Upstream) answer {
 	var hazards []policy.Hazard
 	for _, h := range f.Hazards {
-		if h.In(vllm.Release{}, f.Audio) { // every hazard is one of a server that nobody knows
+		if f.Audio || !h.Field.Affected.WithAudio {
 			hazards = append(hazards, h)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 func TestExplainSaysWhatStandsOnTheRelease(t *testing.T) {
 	budget := policy.Hazard{Pointer: "/thinking_token_budget", Field: &vllm.Field{Why: "an advisory", Affected: &vllm.Affected{From: "0.21.0", Until: "0.28.0"}}}
 	penalty := policy.Hazard{Pointer: "/presence_penalty", Field: &vllm.Field{Why: "another", Affected: &vllm.Affected{Until: "0.30.0", WithAudio: true}}}
+	tools := policy.Hazard{Pointer: "/tools", Field: &vllm.Field{Why: "a third", Affected: &vllm.Affected{From: "0.10.0", Until: "0.10.1.1", Known: true}}}
 	for name, row := range map[string]struct {
 		a, b    string // releases
 		f       policy.Facts
@@ -30,6 +31,7 @@ func TestExplainSaysWhatStandsOnTheRelease(t *testing.T) {
 		"the field can be left":   {"0.27.1", "", policy.Facts{Hazards: []policy.Hazard{budget}}, "m", false, 1, "a 0.27.1 false, b unknown false", `leave "/thinking_token_budget" out`},
 		"each may one field only": {"0.20.2", "0.27.1", policy.Facts{Audio: true, Hazards: []policy.Hazard{budget, penalty}}, "m", false, 2, "a 0.20.2 false, b 0.27.1 false", `upgrade upstream "b" from vLLM 0.27.1 to 0.30.0 or newer`},
 		"not beside sound":        {"0.29.0", "0.29.0", policy.Facts{Hazards: []policy.Hazard{penalty}}, "m", true, 0, "", ""},
+		"only where it is known":  {"0.10.1", "", policy.Facts{Hazards: []policy.Hazard{tools}}, "m", true, 1, "a 0.10.1 false, b unknown true", `upgrade upstream "a" from vLLM 0.10.1 to 0.10.1.1 or newer`},
 		"another model's server":  {"0.32.0", "0.32.0", policy.Facts{Hazards: []policy.Hazard{budget}}, "other", false, 1, "c unknown false", `release of upstream "c" is not known`},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -23,13 +23,14 @@ func TestFieldsThatHarmSomeReleases(t *testing.T) {
 		untyped = `,{"video_url":"data:video/mp4;base64,AAAA"}`
 	)
 	gates := map[string]*Gate{}
-	for _, version := range []string{"0.6.1", "0.18.1", "0.19.1", "0.20.2", "0.21.0", "0.27.1", "0.28.0", "0.29.0", "0.30.0rc1", "0.30.0", "of our own"} {
+	for _, version := range []string{"0.6.1", "0.8.5", "0.9.2", "0.10.1", "0.10.1.1", "0.18.1", "0.19.1", "0.20.2", "0.21.0", "0.27.1", "0.28.0", "0.29.0", "0.30.0rc1", "0.30.0", "of our own"} {
 		gates[version] = Start(t, Options{Fake: vllmtest.Options{Version: version}})
 	}
 	budgets := []string{"0.21.0", "0.27.1", "of our own"}
-	penalties := []string{"0.6.1", "0.18.1", "0.19.1", "0.20.2", "0.21.0", "0.27.1", "0.28.0", "0.29.0", "0.30.0rc1", "of our own"}
-	stopIDs := []string{"0.6.1", "0.18.1", "0.19.1", "0.20.2", "0.21.0", "0.27.1", "0.28.0", "of our own"}
-	films := []string{"0.18.1", "of our own"}
+	penalties := []string{"0.6.1", "0.8.5", "0.9.2", "0.10.1", "0.10.1.1", "0.18.1", "0.19.1", "0.20.2", "0.21.0", "0.27.1", "0.28.0", "0.29.0", "0.30.0rc1", "of our own"}
+	stopIDs := []string{"0.6.1", "0.8.5", "0.9.2", "0.10.1", "0.10.1.1", "0.18.1", "0.19.1", "0.20.2", "0.21.0", "0.27.1", "0.28.0", "of our own"}
+	parsers, grammars := []string{"0.10.1"}, []string{"0.8.5"}
+	films := []string{"0.8.5", "0.9.2", "0.10.1", "0.10.1.1", "0.18.1", "of our own"}
 	for what, row := range map[string]struct {
 		request  Request
 		parts    []part // of a form, in the place of request
@@ -53,6 +54,14 @@ func TestFieldsThatHarmSomeReleases(t *testing.T) {
 		"the same, the other way round":       {Request{Path: "/v1/completions", Body: `{"model":"tiny","min_tokens":1,"prompt":"a","stop_token_ids":[5]}`}, nil, stopIDs, "vllm-project/vllm#54195", "/stop_token_ids"},
 		"stop ids alone":                      {chat(`"stop_token_ids":[5],"min_tokens":0,`, ""), nil, nil, "", ""},
 		"min_tokens alone":                    {chat(`"stop_token_ids":[],"min_tokens":5,`, ""), nil, nil, "", ""},
+		"tools":                               {chat(`"tool_choice":"none","tools":[{"type":"function","function":{"name":"f"}}],`, ""), nil, parsers, "CVE-2025-9141", "/tools"},
+		"tools of a developer's message":      {Request{Path: "/v1/chat/completions", Body: `{"model":"tiny","messages":[{"role":"developer","content":"x","tools":[{"type":"function","function":{"name":"f"}}]}]}`}, nil, parsers, "CVE-2025-9141", "/messages/0/tools"},
+		"no tools":                            {chat(`"tools":[],"tool_choice":"auto",`, ""), nil, nil, "", ""},
+		"a tool that is required":             {chat(`"tool_choice":"required",`, ""), nil, grammars, "CVE-2025-48944", "/tool_choice"},
+		"a tool that is named":                {chat(`"tool_choice":{"type":"function","function":{"name":"f"}},`, ""), nil, grammars, "CVE-2025-48944", "/tool_choice"},
+		"a schema":                            {chat(`"response_format":{"type":"json_schema","json_schema":{"name":"a","schema":{}}},`, ""), nil, grammars, "CVE-2025-48942", "/response_format"},
+		"a schema of older releases":          {Request{Path: "/v1/completions", Body: `{"model":"tiny","prompt":"a","guided_json":{}}`}, nil, grammars, "CVE-2025-48942", "/guided_json"},
+		"JSON without a schema":               {chat(`"response_format":{ "type": "json_object" },`, ""), nil, nil, "", ""},
 		"a film":                              {chat("", film), nil, films, "CVE-2026-34755", "/messages/0/content/1/video_url"},
 		"a film without a type":               {chat("", untyped), nil, films, "CVE-2026-22778", "/messages/0/content/1/video_url"},
 	} {

@@ -77,12 +77,13 @@ type Affected struct {
 	From      string // the first of them; "" for all that are older than Until
 	Until     string // the first that is well again
 	WithAudio bool   // only when the request holds sound
+	Known     bool   // only where the release is known: so many send it that nobody could use a server of an unknown one
 	With      string // only beside this field of the same body, when that says anything but 0; "" for always
 }
 
-// In reports whether the field does harm in the release: what is not known is.
+// In reports whether the field does harm in the release: what is not known is, but where that would take too much away.
 func (a *Affected) In(r Release) bool {
-	return !r.known || within(r, a.From, "") && r.Compare(mustRelease(a.Until)) < 0
+	return !r.known && !a.Known || r.known && within(r, a.From, "") && r.Compare(mustRelease(a.Until)) < 0
 }
 
 // Fact is what a field tells the gateway.

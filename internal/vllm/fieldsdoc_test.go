@@ -86,6 +86,9 @@ func affectedWords(a *Affected) string {
 	if a.With != "" {
 		words = "beside `" + a.With + "` " + words
 	}
+	if a.Known {
+		return words
+	}
 	return words + " and where the release is not known"
 }
 

@@ -12,6 +12,7 @@ import (
 // A local part ("+cpu", "+cu129") says how it was built and takes no part in the order. The zero Release is unknown.
 type Release struct {
 	major, minor, patch int
+	fourth              int // of 0.10.1.1; 0 when there is none
 	stage               stage
 	stageN, post, dev   int // post and dev are one more than written, so that 0 is absent
 	known               bool
@@ -30,7 +31,7 @@ const (
 // maxReleaseText is far more than any version that vLLM has printed ("0.11.1rc2.dev123+gabcdef012.d20260101").
 const maxReleaseText = 64
 
-// ParseRelease reads what GET /version or a wheel's name says: "0.8.5", "0.11.2.post1", "0.33.0rc1", "0.32.0+cpu",
+// ParseRelease reads what GET /version or a wheel's name says: "0.8.5", "0.10.1.1", "0.11.2.post1", "0.33.0rc1", "0.32.0+cpu",
 // "v0.9.2". Anything else is an error and gives the unknown Release.
 func ParseRelease(s string) (Release, error) {
 	bad := fmt.Errorf("release %q: want a version such as 0.32.0 or 0.33.0rc1", s[:min(len(s), maxReleaseText)])
@@ -39,7 +40,7 @@ func ParseRelease(s string) (Release, error) {
 	}
 	rest, _, _ := strings.Cut(strings.TrimPrefix(s, "v"), "+")
 	r := Release{known: true, stage: final}
-	for i, p := range []*int{&r.major, &r.minor, &r.patch} {
+	for i, p := range []*int{&r.major, &r.minor, &r.patch, &r.fourth} {
 		if i > 0 {
 			after, ok := strings.CutPrefix(rest, ".")
 			if !ok || after == "" || !isDigit(after[0]) {
@@ -128,7 +129,7 @@ func (r Release) Compare(other Release) int {
 		return v.dev
 	}
 	return cmp.Or(
-		cmp.Compare(r.major, other.major), cmp.Compare(r.minor, other.minor), cmp.Compare(r.patch, other.patch),
+		cmp.Compare(r.major, other.major), cmp.Compare(r.minor, other.minor), cmp.Compare(r.patch, other.patch), cmp.Compare(r.fourth, other.fourth),
 		cmp.Compare(r.stage, other.stage), cmp.Compare(r.stageN, other.stageN),
 		cmp.Compare(r.post, other.post), cmp.Compare(dev(r), dev(other)),
 	)
@@ -141,6 +142,9 @@ func (r Release) String() string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d.%d.%d", r.major, r.minor, r.patch)
+	if r.fourth > 0 {
+		fmt.Fprintf(&b, ".%d", r.fourth)
+	}
 	if mark := map[stage]string{alpha: "a", beta: "b", candidate: "rc"}[r.stage]; mark != "" {
 		fmt.Fprintf(&b, "%s%d", mark, r.stageN)
 	}

@@ -296,6 +296,8 @@ func (p *tableParser) attribute(r row, f *Field, attr string) {
 		if f.Affected, err = affected(value); err != nil {
 			p.fail(r.at, "field %q: affected=%s: %w", r.name, value, err)
 		}
+	case attr == "known" && f.Affected != nil:
+		f.Affected.Known = true
 	case name == "with" && value != "" && f.Affected != nil:
 		if f.Affected.WithAudio = value == "audio"; !f.Affected.WithAudio {
 			f.Affected.With = value

@@ -17,8 +17,8 @@ import (
 //	body OPERATION [OPERATION …]             the whole body of these operations
 //	  include NAME                           the rows of NAME
 //	  FIELD TYPE pass [fact=F] -- why        checked, and sent as it stands
-//	  FIELD TYPE pass affected=FROM..UNTIL [with=audio|FIELD] [equal=JSON[,JSON]] -- why
-//	                                         refused where FROM <= vLLM < UNTIL, or nobody knows; FROM may be left out
+//	  FIELD TYPE pass affected=FROM..UNTIL [known] [with=audio|FIELD] [equal=JSON[,JSON]] -- why
+//	                                         refused where FROM <= vLLM < UNTIL, or, without known, nobody knows; FROM may be left out
 //	  FIELD TYPE write [fact=F] -- why       the gateway writes its own value
 //	  FIELD - drop -- why                    removed, and named in the record
 //	  FIELD - refuse [equal=JSON[,JSON]] [reason=CODE] -- why

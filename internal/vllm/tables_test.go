@@ -406,7 +406,7 @@ func choicesOf(s *Shape) []*Shape {
 func TestEqualIsADefaultOrNothing(t *testing.T) {
 	everyField(func(at string, f *Field) {
 		for _, v := range f.Equal {
-			if !slices.Contains([]string{"0", "-1", "false", "[]", "{}", `"none"`, `"tensors"`}, v) && (v != "true" || f.Name != "watermarking" && f.Name != "return_mm_kwargs") && (v != "1" || f.Name != "repetition_penalty") {
+			if !slices.Contains([]string{"0", "-1", "false", "[]", "{}", `"none"`, `"auto"`, `{"type":"text"}`, `{"type":"json_object"}`, `"tensors"`}, v) && (v != "true" || f.Name != "watermarking" && f.Name != "return_mm_kwargs") && (v != "1" || f.Name != "repetition_penalty") {
 				t.Errorf("%s: equal=%s asks for something", at, v)
 			}
 		}
@@ -439,6 +439,7 @@ func TestParseTablesRefuses(t *testing.T) {
 		{"affected by no release", "body o\n  a int pass affected=x..0.30.0 -- x", "is no release before"},
 		{"affected backwards", "body o\n  a int pass affected=0.30.0..0.29.0 -- x", "is no release before"},
 		{"with what is not known", "body o\n  a int pass affected=..0.30.0 with=smell -- x", "is no field beside it"},
+		{"known of nothing", "body o\n  a int pass known -- x", "does not go with pass"},
 		{"with of nothing", "body o\n  a int pass with=audio -- x", "does not go with pass"},
 		{"a variant that is affected", "shape s\n  a int pass -- x\nchoice c by t\n  \"\",* s pass affected=..0.30.0 -- x\nbody o\n  a c pass -- x", "stands twice, or has more"},
 		{"a field twice", "body o\n  a int pass -- x\n  a int pass -- y", `field "a" stands twice`},
