@@ -131,7 +131,9 @@ func (p *path) second(front *http1.Server) {
 	go func() { ended <- second.Serve(chosen) }()
 	p.t.Cleanup(func() {
 		_ = second.Close()
-		<-ended
+		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+			p.t.Error(err)
+		}
 	})
 }
 
