@@ -56,6 +56,7 @@ type Daemon struct {
 	servers  map[string]*vllmServer // by name; under reloads
 	alive    map[string]bool        // what was last told of each; nil before the first screen; under reloads
 	certs    certificates
+	files    *watchedFiles           // with what they held when they were first read; watch's alone from then on
 	cut      context.CancelCauseFunc // ends what still runs at the end of the drain
 	rebuild  chan struct{}           // an upstream's state changed
 	draining atomic.Bool
@@ -64,11 +65,11 @@ type Daemon struct {
 
 // Run serves until ctx ends, then drains. It returns when everything is closed.
 func Run(ctx context.Context, o Options) error {
-	conf, err := o.Load()
+	d := &Daemon{options: o, log: o.Log, limits: limit.New(), keys: authn.New(authn.Options{}), rebuild: make(chan struct{}, 1), servers: map[string]*vllmServer{}}
+	conf, err := d.load()
 	if err != nil {
 		return err
 	}
-	d := &Daemon{options: o, log: o.Log, limits: limit.New(), keys: authn.New(authn.Options{}), rebuild: make(chan struct{}, 1), servers: map[string]*vllmServer{}}
 	if err := d.open(ctx, conf); err != nil {
 		return err
 	}

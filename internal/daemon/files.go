@@ -42,8 +42,7 @@ func trustOf(u config.Upstream) digest { return digestOf(u.CA, u.Certificate, u.
 
 // readFiles are the files that a reload of this configuration reads. Other files change in the same directories, a log
 // beside the configuration for one: they are no reason to reload.
-func (d *Daemon) readFiles() []string {
-	conf := d.current.Load().conf
+func (d *Daemon) readFiles(conf *config.Config) []string {
 	files := []string{d.options.File, conf.KeysFile}
 	for _, l := range conf.Listen {
 		if l.TLS != nil {
@@ -63,21 +62,37 @@ type watchedFiles struct {
 	seen    map[string]digest
 }
 
+// load reads the configuration, and notes what its files hold before anything reads them: whatever changes from then on
+// is a change, although nobody watches yet.
+func (d *Daemon) load() (*config.Config, error) {
+	before := digestOf(d.options.File)
+	conf, err := d.options.Load()
+	if err != nil {
+		return nil, err
+	}
+	d.files = &watchedFiles{}
+	d.files.changed(d.readFiles(conf))
+	if d.options.File != "" {
+		d.files.seen[d.options.File] = before
+	}
+	return conf, nil
+}
+
 // watchFiles watches the files' directories: editors write a new file in the place of the old one, and Kubernetes swaps
-// a symbolic link beside them.
-func (d *Daemon) watchFiles() *watchedFiles {
+// a symbolic link beside them. What changed before is seen at once.
+func (d *Daemon) watchFiles(ctx context.Context) *watchedFiles {
 	if d.options.File == "" {
 		return nil
 	}
-	w := &watchedFiles{}
+	w := d.files
 	var err error
 	if w.watcher, err = fsnotify.NewWatcher(); err == nil {
-		err = w.follow(d.readFiles())
+		err = w.follow(d.readFiles(d.current.Load().conf))
 	}
 	if err != nil {
 		d.log.Warn("changed files are seen late; send SIGHUP after a change", "after", lookEvery, "error", err)
 	}
-	w.changed(d.readFiles())
+	d.reloadChanged(ctx, w)
 	return w
 }
 
@@ -116,10 +131,10 @@ func (w *watchedFiles) changed(files []string) bool {
 // reloadChanged reloads when a file has changed, and again when one changed meanwhile. The configuration may name other
 // files then, which are watched from here on.
 func (d *Daemon) reloadChanged(ctx context.Context, w *watchedFiles) {
-	for w.changed(d.readFiles()) {
+	for w.changed(d.readFiles(d.current.Load().conf)) {
 		_ = d.Reload(ctx) // told already
 	}
-	_ = w.follow(d.readFiles()) // what cannot be watched is looked at
+	_ = w.follow(d.readFiles(d.current.Load().conf)) // what cannot be watched is looked at
 }
 
 func (w *watchedFiles) events() <-chan fsnotify.Event {

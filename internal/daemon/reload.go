@@ -340,7 +340,7 @@ func (d *Daemon) watch(ctx context.Context) {
 		notifyHangup(hup)
 		defer signal.Stop(hup)
 	}
-	files := d.watchFiles()
+	files := d.watchFiles(ctx)
 	defer files.close()
 	poll := time.NewTicker(200 * time.Millisecond)
 	defer poll.Stop()

@@ -41,6 +41,9 @@ type Options struct {
 	NoKeys   bool             // make none: the gateway makes its first key
 	Terminal bool             // the screen is a terminal
 
+	// Loaded is called when the configuration was read for the first time, and nothing was done with it yet.
+	Loaded func(*Gate)
+
 	// Panics chooses lines of the log at which the log itself panics, as a defect on the data path would. Then panics fail
 	// no test.
 	Panics func(slog.Record) bool
@@ -137,9 +140,17 @@ func Try(t *testing.T, o Options) (*Gate, error) {
 		log = panicking{log, o.Panics}
 	}
 	ready := make(chan []string, 1)
+	var loaded sync.Once
+	load := func() (*config.Config, error) {
+		conf, err := g.load()
+		if o.Loaded != nil {
+			loaded.Do(func() { o.Loaded(g) })
+		}
+		return conf, err
+	}
 	go func() {
 		g.ended <- daemon.Run(ctx, daemon.Options{
-			Load: g.load, File: g.file, State: g.State, Out: io.Discard, Screen: g.Screen, Terminal: o.Terminal,
+			Load: load, File: g.file, State: g.State, Out: io.Discard, Screen: g.Screen, Terminal: o.Terminal,
 			Log: slog.New(log), Ready: func(urls []string) { ready <- urls },
 		})
 	}()
