@@ -25,6 +25,7 @@ func (c *Config) Defaults() {
 	size(&c.Bodies.MaxForm, 32<<20)
 	size(&c.Bodies.MaxBuffered, maxBuffered)
 	size(&c.Bodies.MaxReply, 64<<20)
+	length(&c.Bodies.MaxAudio, 10*time.Minute)
 	length(&c.Timeouts.Header, 10*time.Second)
 	length(&c.Timeouts.Body, time.Minute)
 	length(&c.Timeouts.Idle, 90*time.Second)

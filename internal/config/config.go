@@ -75,15 +75,16 @@ type Limits struct {
 	RequestsPerMinute Count `yaml:"requests_per_minute" jsonschema_description:"Requests per minute, refilled evenly."`
 	Burst             Count `yaml:"burst" jsonschema_description:"Requests at once. Default: requests_per_minute."`
 	Concurrent        Count `yaml:"concurrent" jsonschema_description:"Requests that run at the same time."`
-	TokensPerMinute   Count `yaml:"tokens_per_minute" jsonschema_description:"Prompt and completion tokens per minute: reserved before, settled by the real usage."`
+	TokensPerMinute   Count `yaml:"tokens_per_minute" jsonschema_description:"Prompt and completion tokens per minute: reserved before, settled by the real usage. Audio reserves 60,000 and its text (bodies.max_audio), and costs 100 for each second that vLLM says it heard; a translation as json or text, of which vLLM says nothing, costs what was reserved."`
 }
 
 // Bodies caps request bodies.
 type Bodies struct {
-	MaxJSON     Size `yaml:"max_json" jsonschema_description:"Largest JSON body. Default: 8MiB."`
-	MaxForm     Size `yaml:"max_form" jsonschema_description:"Largest form (audio). Default: 32MiB."`
-	MaxBuffered Size `yaml:"max_buffered" jsonschema_description:"Memory for bodies, over all running requests: what callers send, until it is up, and replies that are not streams, twice their size while they are rewritten; of a stream, events above 64 KiB. A request that finds no room is refused as busy. Default: 256MiB."`
-	MaxReply    Size `yaml:"max_reply" jsonschema_description:"Largest reply that is not a stream; half of max_buffered at most. Default: 64MiB."`
+	MaxJSON     Size     `yaml:"max_json" jsonschema_description:"Largest JSON body. Default: 8MiB."`
+	MaxForm     Size     `yaml:"max_form" jsonschema_description:"Largest form (audio). Default: 32MiB."`
+	MaxBuffered Size     `yaml:"max_buffered" jsonschema_description:"Memory for bodies, over all running requests: what callers send, until it is up, and replies that are not streams, twice their size while they are rewritten; of a stream, events above 64 KiB. A request that finds no room is refused as busy. Default: 256MiB."`
+	MaxReply    Size     `yaml:"max_reply" jsonschema_description:"Largest reply that is not a stream; half of max_buffered at most. Default: 64MiB."`
+	MaxAudio    Duration `yaml:"max_audio" jsonschema_description:"Longest sound that the model servers hear: their VLLM_MAX_AUDIO_DECODE_DURATION_S. No file tells its length so that it cannot lie, so a request with sound reserves 100 tokens for each second of this. Default: 10m, which is vLLM's. Lower it here and there for smaller budgets; raise it here where it was raised there."`
 }
 
 // Audit configures the record.

@@ -232,6 +232,7 @@ func (d *Daemon) settings(conf *config.Config) gateway.Settings {
 	s := gateway.Settings{
 		Body: body, BodyTimeout: time.Duration(conf.Timeouts.Body), SpoolDir: d.state, ShowCached: conf.Cached,
 		PassErrors: conf.Errors == "pass", Origins: conf.CORS.Origins, MaxReply: int64(conf.Bodies.MaxReply),
+		MaxSound: time.Duration(conf.Bodies.MaxAudio),
 	}
 	return s
 }

@@ -69,4 +69,9 @@ func TestSoundIsReservedByItsLongest(t *testing.T) {
 	if r := g.Record(a.ID()); a.Status != 200 || r.ReservedTokens <= 60_000 || r.ReservedTokens > 63_000 {
 		t.Errorf("%d %s, recorded as %+v", a.Status, a.Body, r)
 	}
+	short := Start(t, Options{Config: "bodies: {max_audio: 30s}\n"})
+	a = short.form(part{field("model"), "tiny"}, audioFile)
+	if r := short.Record(a.ID()); a.Status != 200 || r.ReservedTokens != 3000+2*1024 {
+		t.Errorf("servers that hear half a minute: %d %s, recorded as %+v", a.Status, a.Body, r)
+	}
 }

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -91,7 +92,7 @@ func (x *Exchange) admit() verdict.Verdict {
 	if v := x.choose(); v.Refused() {
 		return v
 	}
-	x.bounds = policy.Bounds{Context: g.Policy.Context(grant.Model())}
+	x.bounds = policy.Bounds{Context: g.Policy.Context(grant.Model()), Sound: int64(math.Ceil(g.Settings.MaxSound.Seconds()))}
 	x.reserved = grant.Tokens(x.bounds)
 	if v := x.slot.Reserve(x.reserved, g.Now()); v.Refused() {
 		return v

@@ -50,6 +50,7 @@ type Settings struct {
 	PassErrors  bool           // `upstream_errors: pass`: callers see the upstream's own error text
 	Origins     []string       // browser origins that may call; none by default
 	MaxReply    int64          // bytes of a whole reply
+	MaxSound    time.Duration  // the longest that the upstreams hear; 0 is vLLM's own bound
 }
 
 // Authenticator says who sends a request, of its headers and the address it came from.

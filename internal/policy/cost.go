@@ -34,7 +34,7 @@ const (
 	// unknownContext stands in for a context that a server does not tell. Not known is not none: without a bound a request
 	// that names none would be free until it ends.
 	unknownContext = 1 << 17
-	// decodedSound is vLLM's own bound on sound, in seconds. All of its three decoders hold it, whatever a file says of itself
+	// decodedSound is vLLM's own bound on sound, in seconds. All of its decoders hold it, whatever a file says of itself
 	// (multimodal/media/audio.py of 0.28.0 to 0.32.0).
 	decodedSound = 600
 	// soundTokens is what a second of sound costs: 100, the most that any model of vLLM counts for it (a frame each 10 ms:
