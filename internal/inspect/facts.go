@@ -90,7 +90,7 @@ func (w *walker) number(s *vllm.Shape, fact vllm.Fact) error {
 	}
 	switch fact {
 	case vllm.FactChoices:
-		w.facts.Choices = value
+		w.facts.Choices = max(w.facts.Choices, value) // of n and best_of
 	case vllm.FactOutputCap:
 		w.caps = append(w.caps, outputCap{value: value})
 	}

@@ -232,6 +232,11 @@ func TestFactsAreWhatTheBodySays(t *testing.T) {
 			t.Errorf("%s: %d inputs, %d choices; want %d and 1", row.body, f.Inputs, f.Choices, row.inputs)
 		}
 	}
+	for _, body := range []string{`{"n":4,"best_of":2}`, `{"best_of":4}`, `{"best_of":2,"n":4}`, `{"n":2,"best_of":4}`} {
+		if f := mustRead(t, request(t, "completions.create", body)).Facts(); f.Choices != 4 {
+			t.Errorf("%s: %d choices, want 4", body, f.Choices)
+		}
+	}
 	if f := mustRead(t, request(t, "messages.create", `{"max_tokens":7}`)).Facts(); f.CapField != "max_tokens" || f.OutputCap != 7 {
 		t.Errorf("messages: cap %d in %q", f.OutputCap, f.CapField)
 	}
