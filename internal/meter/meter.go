@@ -70,7 +70,7 @@ var (
 func New() *Meter {
 	m := &Meter{registry: prometheus.NewRegistry(), lines: map[line]*series{}}
 	m.requests = m.counter("vallum_requests_total", "Requests, by how they were decided and ended. reason is \"none\" for those that were answered.", "operation", "model", "role", "reason", "ended", "upstream")
-	m.tokens = m.counter("vallum_tokens_total", "Tokens of answered requests. kind is prompt (cached ones included), cached or completion.", "kind", "operation", "model", "role")
+	m.tokens = m.counter("vallum_tokens_total", "Tokens of requests, as the upstream counted them, or as the record estimates them where it did not. kind is prompt (cached ones included), cached or completion.", "kind", "operation", "model", "role")
 	m.bytes = m.counter("vallum_body_bytes_total", "Bytes of bodies: up to the upstream, down to the caller.", "direction", "operation")
 	m.first = m.histogram("vallum_time_to_first_token_seconds", "From sending a streamed request to its first event.", firstBuckets, "operation", "model", "upstream")
 	m.between = m.histogram("vallum_inter_token_seconds", "The mean time between two events of a stream; one observation for each stream.", betweenBuckets, "operation", "model", "upstream")
