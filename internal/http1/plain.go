@@ -75,7 +75,7 @@ func (p *plain) field(r *http.Request, name, value string) bool {
 	case "Host":
 		again := r.Host != ""
 		r.Host = value
-		return !again && httpguts.ValidHostHeader(value)
+		return !again && value != "" && httpguts.ValidHostHeader(value)
 	case "Content-Length":
 		var n uint64
 		n, err = strconv.ParseUint(value, 10, 63)

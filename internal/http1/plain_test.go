@@ -37,7 +37,7 @@ func TestOrdinaryClientsHeadsArePlain(t *testing.T) {
 func TestWhatIsNotPlain(t *testing.T) {
 	const line, host = "POST /a HTTP/1.1\r\n", "Host: h\r\n"
 	for _, b := range []string{
-		"", "GET / HTTP/1.1\r\n", line + host, line + "\r\n", line + host + host + "\r\n", line + "Host: \r\n\r\n", line + "Host: a b\r\n\r\n",
+		"", "GET / HTTP/1.1\r\n", line + host, line + "\r\n", line + host + host + "\r\n", line + "Host:\r\n" + host + "\r\n", line + "Host: \r\n\r\n", line + "Host: a b\r\n\r\n",
 		line + host + "Content-Length: 1\r\nContent-Length: 1\r\n\r\n", line + host + "Content-Length: 1, 1\r\n\r\n", line + host + "Content-Length: +1\r\n\r\n",
 		line + host + "Content-Length: -1\r\n\r\n", line + host + "Content-Length:\r\n\r\n", line + host + "Content-Length: 1_0\r\n\r\n",
 		line + host + "Content-Length: 9223372036854775808\r\n\r\n", line + host + "Transfer-Encoding: chunked\r\n\r\n",
@@ -61,7 +61,7 @@ func TestWhatIsNotPlain(t *testing.T) {
 // What a plain head is taken for is what net/http's parser takes it for, field by field, and it ends where that one ends.
 func FuzzPlainHeadsAreReadAsNetHTTPReadsThem(f *testing.F) {
 	for _, seed := range []string{
-		likeAClient, likeNode, "GET / HTTP/1.1\r\nHost: h\r\n\r\nGET /b HTTP/1.1\r\nHost: h\r\n\r\n", "GET /a/../b//c HTTP/1.1\r\nHost: [::1]:80\r\nA:\r\nB:  c \r\n\r\n",
+		likeAClient, likeNode, "GET / HTTP/1.1\r\nHost: h\r\n\r\nGET /b HTTP/1.1\r\nHost: h\r\n\r\n", "GET / HTTP/1.1\r\nHost:\r\nHost: h\r\n\r\n", "GET /a/../b//c HTTP/1.1\r\nHost: [::1]:80\r\nA:\r\nB:  c \r\n\r\n",
 		"POST /a HTTP/1.1\r\nConnection: close\r\nHost: h\r\nContent-Length: 007\r\n\r\n1234567", "GET /.. HTTP/1.1\r\nHOST: h\r\n0-a: b\r\n-a: b\r\na-: b\r\n\r\n",
 		"POST /a HTTP/1.1\r\nHost: h\r\nConnection: Keep-Alive\r\nTe: trailers\r\nUpgrade: h2c\r\n\r\n",
 	} {
