@@ -125,7 +125,7 @@ func TestComparisonIsRoundByRound(t *testing.T) {
 
 func TestTableFitsATerminal(t *testing.T) {
 	res := result{Machine: "m", CPUs: 4, Rows: []row{
-		{Title: "t", Name: "CPU per request", Unit: "µs", Kind: "ratio", Measured: map[string]float64{nginx: 1234.5}, Compared: map[string]float64{nginx: 1, stdlib: 12.345, vallum: 10.5}, Low: 10.01, High: 11.02, Must: 1.7, Aim: 1.25},
+		{Title: "t", Name: "CPU per request", Unit: "µs", Kind: "ratio", Measured: map[string]float64{nginx: 1234.5}, Compared: map[string]float64{nginx: 1, envoy: 3.5, stdlib: 12.345, vallum: 10.5}, Low: 10.01, High: 11.02, Must: 1.7, Aim: 1.25},
 		{Title: "t", Name: "added p99", Unit: "µs", Kind: "added", Compared: map[string]float64{nginx: 12345, vallum: 1.5}, Must: 500, Aim: 300},
 	}}
 	var b strings.Builder
@@ -135,7 +135,7 @@ func TestTableFitsATerminal(t *testing.T) {
 			t.Errorf("%d columns: %q", n, text)
 		}
 	}
-	for _, want := range []string{"1234 µs    12.35×    10.50×  10.01–11.02  1.7 1.25", "+12345 µs         -     +2 µs", "500  300"} {
+	for _, want := range []string{"1234 µs    3.50×   12.35×   10.50×  10.01–11.02  1.7 1.25", "+12345 µs        -        -    +2 µs", "500  300"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("no %q in\n%s", want, &b)
 		}

@@ -77,7 +77,7 @@ func parse(args []string) (options, error) {
 	flags.BoolVar(&o.short, "short", false, "fewer and smaller rounds: less than a minute")
 	flags.BoolVar(&o.json, "json", false, "print JSON instead of the table")
 	flags.StringVar(&only, "only", "", "comma-separated scenarios; default: all")
-	flags.StringVar(&targets, "targets", strings.Join([]string{nginx, stdlib, vallum}, ","), "comma-separated targets")
+	flags.StringVar(&targets, "targets", strings.Join([]string{nginx, envoy, stdlib, vallum}, ","), "comma-separated targets")
 	flags.StringVar(&o.binary, "vallum", "", "a vallum binary; default: it is built")
 	flags.StringVar(&o.before, "before", "", "another vallum binary, measured in the same rounds: what a change is worth")
 	flags.StringVar(&o.perf, "perf", "", "folder for `perf record` profiles of vallum, one for each scenario")
@@ -131,8 +131,9 @@ func bench(ctx context.Context, o options, dir string, out, progress io.Writer) 
 	all := time.Since(began).Seconds() * float64(res.CPUs)
 	res.Others = max(0, 100*(busyTime()-busy-ownTime()).Seconds()/all)
 	res.Comments = []string{
-		"nginx: bare proxying, no log. stdlib: httputil.ReverseProxy, nothing looked at. vallum: keys, strict",
-		"inspection, limits and signed records on. ×: to nginx, round by round, the median; +: to no proxy at all.",
+		"nginx, envoy: bare proxying, no log. stdlib: httputil.ReverseProxy, nothing looked",
+		"at. vallum: keys, strict inspection, limits and signed records on. ×: to nginx,",
+		"round by round, the median; +: to no proxy at all.",
 		fmt.Sprintf("%.0f s; meanwhile other programs used %.0f %% of the machine: the busier, the less p99 means.", res.Seconds, res.Others),
 	}
 	for _, row := range rows {

@@ -210,7 +210,7 @@ func floods(name, title string, must, aim float64, rounds int, f flood) scenario
 		name: name, title: title, rounds: rounds, weight: 3, fresh: true,
 		figures: []figure{
 			{Name: "memory grows by", Unit: "MB", compare: absolute, Must: must, Aim: aim},
-			{Name: "refusals that were read", Unit: "%", compare: absolute},
+			{Name: "refusals read", Unit: "%", compare: absolute},
 		},
 		measure: func(ctx context.Context, t *target) ([]float64, error) {
 			warm := batch{request: post(t, chatPath, t.key, question(1<<10)), status: 200, connections: 4, count: 64}

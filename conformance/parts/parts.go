@@ -30,6 +30,7 @@ const (
 	OpenAIGo          = "3.96.0"
 	AnthropicGo       = "1.84.0"
 	KubeVersion       = "1.37.2"
+	EnvoyVersion      = "1.40.0"
 	recipeDigestBytes = 4
 )
 

@@ -52,6 +52,7 @@ var (
 	Records    = New("record-clients", "1", everyFile(RecordClients))
 	Node       = New("node-clients", OpenAINode, NodePackage, NodeLock)
 	Kube       = New("kube-apiserver", KubeVersion, KubeModule, KubeSums)
+	Envoy      = New("envoy", EnvoyVersion) // for make bench
 	Debian     = New("debian", "12", []byte(strings.Join(DebianPackages, " ")))
 )
 
