@@ -6,6 +6,7 @@ import (
 
 	"github.com/vallum/vallum/internal/audit"
 	"github.com/vallum/vallum/internal/store"
+	"github.com/vallum/vallum/internal/vllmtest"
 )
 
 // heard sends a form with a sound of a size to an operation of a key that may use so many tokens a minute.
@@ -73,5 +74,26 @@ func TestSoundIsReservedByItsLongest(t *testing.T) {
 	a = short.form(part{field("model"), "tiny"}, audioFile)
 	if r := short.Record(a.ID()); a.Status != 200 || r.ReservedTokens != 3000+2*1024 {
 		t.Errorf("servers that hear half a minute: %d %s, recorded as %+v", a.Status, a.Body, r)
+	}
+}
+
+// Who leaves while a sound is told has had it heard: a file's bytes do not say how much that was, so it costs what was reserved, unless
+// the events told.
+func TestLeavingASoundCostsItsReservation(t *testing.T) {
+	t.Parallel()
+	g := Start(t, Options{})
+	g.Fake.Next(vllmtest.Behaviour{Kind: vllmtest.Hang, After: 1})
+	body := "--theirs\r\n" + field("model") + "\r\n\r\ntiny\r\n--theirs\r\n" + field("stream") + "\r\n\r\ntrue\r\n--theirs\r\n" + audioFile.header + "\r\n\r\n" + audioFile.content + "\r\n--theirs--\r\n"
+	resp, err := g.Open(Request{Path: "/v1/audio/transcriptions", Key: g.Secret("app"), Body: body, Header: map[string]string{"Content-Type": "multipart/form-data; boundary=theirs"}})
+	if err != nil || resp.StatusCode != 200 {
+		t.Fatal(resp, err)
+	}
+	if _, err := resp.Body.Read(make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	r := g.Record(resp.Header.Get("X-Request-Id"))
+	if r.Ended != "client_left" || r.Usage != audit.UsageEstimated || r.PromptTokens+r.CompletionTokens != r.ReservedTokens || r.ReservedTokens < 60_000 {
+		t.Errorf("recorded as %+v", r)
 	}
 }

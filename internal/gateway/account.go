@@ -22,7 +22,7 @@ func (x *Exchange) usage() vllm.Usage {
 	switch {
 	case x.timed(u):
 		u.Prompt, u.Completion = x.grant.Heard(x.bounds, u.Seconds, x.outcome.BytesDown)
-	case x.grant.Stream():
+	case x.grant.Stream() && (u.Prompt > 0 || x.op.Request != vllm.FormBody): // the bytes of a sound say nothing
 		if u.Prompt <= 0 {
 			u.Prompt = min(x.facts.BodyBytes, x.reserved)
 		}
