@@ -162,7 +162,7 @@ func newIsolateSign(s streams) *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			b, err := os.ReadFile(filepath.Join(dir, "fleet.yaml"))
 			if err != nil {
-				return fmt.Errorf("reading the fleet: %w", err)
+				return fmt.Errorf("reading the fleet: %w%s", err, whenMissing(err, "--dir names the folder in which init wrote it"))
 			}
 			m, err := fleet.ParseDraft(b)
 			if err != nil {
@@ -223,7 +223,7 @@ func newIsolateShow(s streams) *cobra.Command {
 		RunE: func(_ *cobra.Command, args []string) error {
 			pub, err := os.ReadFile(key)
 			if err != nil {
-				return fmt.Errorf("reading the fleet's public key: %w", err)
+				return fmt.Errorf("reading the fleet's public key: %w%s", err, whenMissing(err, "--key names it: the fleet.pub that init wrote"))
 			}
 			b, err := readFileOr(args[0], s.in)
 			if err != nil {

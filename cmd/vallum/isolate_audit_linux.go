@@ -208,10 +208,10 @@ func (s streams) printAudit(r audit.Report) error {
 		case v.Name != "":
 			what = v.Name + " is not set"
 		}
-		fmt.Fprintf(s.out, "setting of %d process(es): %s: %s: %s\n", len(v.Processes), what, v.Verdict, v.Why)
+		fmt.Fprintln(s.out, screen.Wrap(fmt.Sprintf("setting of %d process(es): %s: %s: %s", len(v.Processes), what, v.Verdict, v.Why), "  ", 0, screenColumns))
 	}
 	for _, n := range r.NotProtected {
-		fmt.Fprintf(s.out, "NOT PROTECTED: %s\n", n)
+		fmt.Fprintln(s.out, screen.Wrap("NOT PROTECTED: "+n, "  ", 0, screenColumns))
 	}
 	for _, m := range r.Missing {
 		fmt.Fprintf(s.out, "not observed: %s\n", m)

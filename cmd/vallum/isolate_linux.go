@@ -82,6 +82,9 @@ func newIsolateUp(s streams) *cobra.Command {
 				caller = snapshot.Caller
 			}
 			o.Caller, _ = netip.ParseAddr(caller)
+			if in.state != "" {
+				o.Flags = " --state " + in.state
+			}
 			o.Say = func(format string, args ...any) { fmt.Fprintf(s.err, "vallum: "+format+"\n", args...) }
 			if err := errors.Join(st.Open(), n.seen.Write(st.SeenFile())); err != nil {
 				return err
@@ -136,13 +139,18 @@ func newIsolateConfirm(s streams) *cobra.Command {
 func newIsolateDown(s streams) *cobra.Command {
 	var forget bool
 	c := isolateStateCommand("down", "Removes exactly what up added", func(st apply.State) error {
-		if err := apply.Down(st); err != nil {
+		removed, err := apply.Down(st)
+		if err != nil {
 			return err
 		}
 		if forget {
 			if err := os.Remove(st.SeenFile()); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return err
 			}
+		}
+		if !removed {
+			fmt.Fprintf(s.out, "nothing was applied from %s; nothing was changed\n", st.Dir)
+			return nil
 		}
 		fmt.Fprintln(s.out, "the overlay and its rules are removed")
 		return nil

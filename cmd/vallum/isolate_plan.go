@@ -44,7 +44,7 @@ func (i *isolateInput) read(s streams) (*node, error) {
 	}
 	b, err := readFileOr(i.config, s.in)
 	if err != nil {
-		return nil, fmt.Errorf("reading the configuration: %w", err)
+		return nil, fmt.Errorf("reading the configuration: %w%s", err, whenMissing(err, "it holds at least isolate: {fleet_key: \"…\"}; --config names another file"))
 	}
 	if n.conf, err = config.ParseNode(i.config, b); err != nil {
 		return nil, err
@@ -57,7 +57,7 @@ func (i *isolateInput) read(s streams) (*node, error) {
 		file = filepath.Join(n.state, "manifest.signed")
 	}
 	if b, err = readFileOr(file, s.in); err != nil {
-		return nil, fmt.Errorf("reading the manifest: %w", err)
+		return nil, fmt.Errorf("reading the manifest: %w%s", err, whenMissing(err, "put the operator's manifest.signed there, or name it with --manifest"))
 	}
 	if n.manifest, err = fleet.Open(b, n.conf.FleetKey); err != nil {
 		return nil, err
@@ -75,6 +75,14 @@ func (i *isolateInput) read(s streams) (*node, error) {
 	}
 	n.public = key.Public()
 	return n, nil
+}
+
+// whenMissing is a hint for a file that is not there.
+func whenMissing(err error, hint string) string {
+	if !errors.Is(err, os.ErrNotExist) {
+		return ""
+	}
+	return "\nhint: " + hint
 }
 
 // plan looks at the machine, or at a snapshot that was made of it, and plans.

@@ -125,6 +125,45 @@ func TestIsolateRefusesWhatWasNotSignedOrIsOld(t *testing.T) {
 	}
 }
 
+// Each mistake of a newcomer is answered with what is wrong, where, and what would be right.
+func TestIsolateSaysWhatWouldBeRight(t *testing.T) {
+	l := newIsolateLab(t)
+	good := l.fleetYAML(2)
+	for name, row := range map[string]struct{ from, to, want string }{
+		"a key that there is not": {"expires:", "expire:", `line 4: there is no key "expire"`},
+		"an endpoint, no port":    {"192.0.2.2:51820", "192.0.2.2", `line 8: not ADDRESS:PORT, such as "192.0.2.1:51820"`},
+		"an endpoint's name":      {"192.0.2.2:51820", "node-b:51820", `line 8: "node-b" is not an address`},
+		"an address elsewhere":    {"10.99.0.2]", "10.98.0.2]", `node "b" has no address of its own in 10.99.0.0/24`},
+		"an address twice":        {"10.99.0.2]", "10.99.0.1]", "overlay address 10.99.0.1"},
+		"no key":                  {l.nodeKey["b"], "", "`vallum isolate keygen` on the node prints it"},
+		"a key twice":             {l.nodeKey["b"], l.nodeKey["a"], "have one key; each makes its own"},
+		"a role":                  {"roles: [vllm]", "roles: [worker]", `role "worker" is not one of vllm, gateway`},
+		"no time":                 {"expires: 20", "expires: next ", "is not a time such as 2027-01-31T00:00:00Z"},
+	} {
+		if !strings.Contains(good, row.from) {
+			t.Fatalf("%s: the draft lacks %q", name, row.from)
+		}
+		l.write("fleet.yaml", strings.Replace(good, row.from, row.to, 1))
+		if _, errs := l.vallum(1, "sign", "--dir", l.dir); !strings.Contains(errs, row.want) || strings.Contains(errs, "fleet.Manifest") || strings.Contains(errs, "netip") {
+			t.Errorf("%s: %s\nwant %q", name, errs, row.want)
+		}
+	}
+	for name, row := range map[string]struct {
+		args []string
+		want string
+	}{
+		"no configuration": {[]string{"plan", "--state", l.path("a"), "--config", l.path("none.yaml")}, "hint: it holds at least isolate: {fleet_key:"},
+		"no manifest":      {[]string{"plan", "--state", l.path("a"), "--config", l.path("vallum.yaml")}, "hint: put the operator's manifest.signed there"},
+		"no key":           {[]string{"plan", "--state", l.path("c"), "--config", l.path("vallum.yaml"), "--manifest", l.path("manifest.signed")}, "`vallum isolate keygen` makes it"},
+		"no public key":    {[]string{"show", l.path("manifest.signed"), "--key", l.path("none.pub")}, "hint: --key names it"},
+		"no fleet":         {[]string{"sign", "--dir", l.path("none")}, "hint: --dir names the folder"},
+	} {
+		if _, errs := l.vallum(1, row.args...); !strings.Contains(errs, row.want) {
+			t.Errorf("%s: %s\nwant %q", name, errs, row.want)
+		}
+	}
+}
+
 func TestKubernetesPolicyNamesItsLimits(t *testing.T) {
 	l := &isolateLab{t: t}
 	out, _ := l.vallum(0, "policy", "kubernetes", "--app", "engine")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -208,6 +209,9 @@ func (p *proof) peers(ctx context.Context, plan *isolate.Plan, ports []uint16) {
 }
 
 func (p *proof) answered(peer string, at netip.Addr, took time.Duration, err error) {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("no answer in %d s; what does vallum isolate status say there?", shaking)
+	}
 	if err != nil {
 		p.fail("%s does not answer inside the overlay at %s: %v", peer, at, err)
 		return

@@ -92,7 +92,7 @@ func (s *Snapshot) RefusedForward(r Ruleset, from, to netip.Addr) bool {
 }
 
 func cutOf(k Socket, s *Snapshot, r Ruleset, device string, inbound bool) (Cut, bool) {
-	right := fmt.Sprintf("allow: [{name: NAME, protocol: %s, port: %d}]", k.Protocol, k.Local.Port())
+	right := fmt.Sprintf("isolate: {allow: [{name: ssh, port: 22}, {name: NAME, protocol: %s, port: %d}]}", k.Protocol, k.Local.Port())
 	if k.Listening {
 		if r.opens(device, k.Protocol, k.Local.Port()) {
 			return Cut{}, false

@@ -222,13 +222,6 @@ func fresh(k isolate.Socket, caller netip.Addr, before map[pair]bool) bool {
 	return k.Protocol == "tcp" && !k.Listening && k.Namespace == "" && k.Remote.Addr().Unmap() == caller.Unmap() && !before[pair{k.Local, k.Remote}]
 }
 
-func callerName(a netip.Addr) string {
-	if !a.IsValid() {
-		return "the address that you come from (unknown here)"
-	}
-	return a.String()
-}
-
 // supervise starts the tunnel again whenever it ends, until ctx does. The device, its keys and addresses come back alike.
 func (s State) supervise(ctx context.Context) error {
 	for ctx.Err() == nil {

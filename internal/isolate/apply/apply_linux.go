@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,7 @@ type Options struct {
 	Hosts   string        // the hosts file; empty: it is left alone
 	Confirm time.Duration // how long the confirmation may take before everything is rolled back
 	Caller  netip.Addr    // a new connection from here confirms; invalid: only Confirm does
+	Flags   string        // what confirm has to be given, such as " --state DIR"
 	Say     func(format string, args ...any)
 }
 
@@ -63,7 +65,11 @@ func Up(ctx context.Context, s State, p *isolate.Plan, o Options) error {
 	if err != nil {
 		return err
 	}
-	o.Say("applied; confirm within %s with: vallum isolate confirm, or by a new connection from %s", o.Confirm, callerName(o.Caller))
+	by := ""
+	if o.Caller.IsValid() {
+		by = fmt.Sprintf(", or by a new connection from %s", o.Caller)
+	}
+	o.Say("applied; confirm within %s with: vallum isolate confirm%s%s", o.Confirm, o.Flags, by)
 	return s.awaitConfirmation(ctx, token, before, o)
 }
 
@@ -149,32 +155,40 @@ func (s State) device(p *isolate.Plan) error {
 	return s.startTunnel(p)
 }
 
-// Down removes exactly what Up added. That there is nothing is no error.
-func Down(s State) error {
+// ErrElsewhere says that rules of an overlay are loaded of which the state folder knows nothing.
+var ErrElsewhere = errors.New("rules of an overlay are loaded, and not by this state folder; name the one that up was given with --state")
+
+// Down removes exactly what Up added, and reports whether there was anything. That there is nothing is no error, unless
+// rules are loaded that somebody else has added.
+func Down(s State) (removed bool, err error) {
 	if err := errors.Join(Privileged(), s.Open()); err != nil {
-		return err
+		return false, err
 	}
 	unlock, err := s.lock(5 * time.Second)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer unlock()
 	for _, name := range []string{pendingFile, confirmedFile} {
 		r, err := s.read(name)
 		if err != nil {
-			return err
+			return removed, err
 		}
 		if r == nil {
 			continue
 		}
+		removed = true
 		if err := s.undo(r); err != nil {
-			return err
+			return removed, err
 		}
 		if err := s.remove(name); err != nil {
-			return err
+			return removed, err
 		}
 	}
-	return nil
+	if loaded, err := nft.Counters(); err != nil || removed || loaded == nil {
+		return removed, err
+	}
+	return false, ErrElsewhere
 }
 
 // undo removes what a record added; the rules go last.
@@ -188,6 +202,9 @@ func (s State) removeDevice(name string) error {
 
 // Confirm keeps what is pending. A rollback that has begun wins.
 func Confirm(s State) error {
+	if _, err := os.Stat(s.Dir); errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("nothing waits to be confirmed in %q: it is not there; name the folder that up was given with --state", s.Dir)
+	}
 	unlock, err := s.lock(5 * time.Second)
 	if err != nil {
 		return err

@@ -3,6 +3,8 @@ package apply_test
 import (
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -61,6 +63,41 @@ func TestADeviceThatIsNotOursStays(t *testing.T) {
 	}
 	a.do(func() { must(t, netlink.LinkDel(link(t, a.device))) })
 	a.must(t, "down")
+}
+
+// A state folder that knows of nothing is not the one that up was given: its down has removed nothing, and says so.
+func TestDownSaysWhenItIsGivenTheWrongFolder(t *testing.T) {
+	l := newLab(t, "a", "b")
+	a := l.hosts["a"]
+	l.sign(nil, "a", "b")
+	if out, _ := a.must(t, "down"); !strings.Contains(out, "nothing was applied from "+a.dir+"; nothing was changed") {
+		t.Errorf("before up: %s", out)
+	}
+	r := a.rise(t)
+	right := a.dir
+	for _, dir := range []string{t.TempDir(), filepath.Join(t.TempDir(), "none")} {
+		must(t, os.Chmod(filepath.Dir(dir), 0o700))
+		a.dir = dir
+		_ = os.Chmod(dir, 0o700)
+		if _, said, code := a.run("confirm"); code != 1 || !strings.Contains(said, "nothing waits to be confirmed") {
+			t.Errorf("confirm: exit %d %s", code, said)
+		}
+		if out, said, code := a.run("down"); code != 1 || !strings.Contains(said, "not by this state folder; name the one that up was given with --state") {
+			t.Errorf("down: exit %d %s%s", code, out, said)
+		}
+		if _, said, code := a.run("status"); code != 1 {
+			t.Errorf("status: exit %d %s", code, said)
+		}
+	}
+	a.dir = right
+	a.must(t, "confirm")
+	if code, said := r.end(); code != 0 || !strings.Contains(said, "confirm within 1m0s with: vallum isolate confirm --state "+right) {
+		t.Errorf("exit %d %s", code, said)
+	}
+	a.must(t, "status")
+	if out, _ := a.must(t, "down"); !strings.Contains(out, "are removed") {
+		t.Errorf("down: %s", out)
+	}
 }
 
 // A plan that fails half way is undone, by up itself.

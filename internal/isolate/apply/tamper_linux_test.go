@@ -144,6 +144,49 @@ func TestUpMayBeKilledAtAnyMoment(t *testing.T) {
 	a.must(t, "status")
 }
 
+// What ends a session ends its processes politely first; who undoes the plan is not one that listens.
+func TestTheRollbackIsNotEndedBySignals(t *testing.T) {
+	l := newLab(t, "a")
+	a := l.hosts["a"]
+	before := a.state(t)
+	l.sign(nil, "a")
+	r := a.rise(t, "--confirm", "3s")
+	must(t, r.cmd.Process.Kill())
+	_, _ = r.end()
+	agents := 0
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	must(t, err)
+	for _, file := range all {
+		args, _ := os.ReadFile(file)
+		if !bytes.Contains(args, []byte("rollback\x00--state\x00"+a.dir+"\x00")) {
+			continue
+		}
+		agents++
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		must(t, err)
+		for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE} {
+			must(t, syscall.Kill(pid, sig))
+		}
+	}
+	if agents != 1 {
+		t.Fatalf("%d processes wait to roll back", agents)
+	}
+	eventually(t, "it is rolled back", 4*open, func() bool { return a.state(t) == before && !a.exists("pending.json") })
+}
+
+// Who can write the state folder can write the network of the machine: one that others may enter is not used.
+func TestAStateFolderOfOthersIsNotUsed(t *testing.T) {
+	l := newLab(t, "a")
+	a := l.hosts["a"]
+	before := a.state(t)
+	l.sign(nil, "a")
+	must(t, os.Chmod(a.dir, 0o755))
+	defer os.Chmod(a.dir, 0o700)
+	if _, said, code := a.run("up", "--accept-cut", "--hosts", a.file("hosts")); code != 1 || !strings.Contains(said, "has mode 0755; chmod 700") || a.state(t) != before {
+		t.Errorf("exit %d %s", code, said)
+	}
+}
+
 // A rollback returns to what was confirmed before, not to nothing.
 func TestARollbackReturnsToWhatWasConfirmed(t *testing.T) {
 	l := newLab(t, "a", "b")

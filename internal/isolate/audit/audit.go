@@ -68,7 +68,7 @@ var NotTested = []string{
 
 // Judge judges.
 func Judge(in Input) Report {
-	r := Report{Verdict: Inconclusive, NotTested: NotTested}
+	r := Report{Verdict: Inconclusive, Findings: []Finding{}, NotTested: NotTested}
 	for _, b := range in.Snapshot.Bypasses {
 		r.NotProtected = append(r.NotProtected, b.Text())
 		r.Verdict = NotProtected

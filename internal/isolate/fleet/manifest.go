@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -84,7 +85,7 @@ func ParseDraft(b []byte) (*Manifest, error) {
 	d.KnownFields(true)
 	m := &Manifest{}
 	if err := d.Decode(m); err != nil {
-		return nil, fmt.Errorf("reading the fleet: %w", err)
+		return nil, fmt.Errorf("reading the fleet: %s", inOwnWords(err))
 	}
 	if err := d.Decode(&Manifest{}); !errors.Is(err, io.EOF) {
 		return nil, errors.New("reading the fleet: a second document follows; one file holds one fleet")
@@ -93,6 +94,21 @@ func ParseDraft(b []byte) (*Manifest, error) {
 	m.normalise()
 	return m, nil
 }
+
+// inOwnWords says what is wrong with a draft without the names of Go's types.
+func inOwnWords(err error) string {
+	s := strings.TrimPrefix(err.Error(), "yaml: construct errors: ")
+	s = unknownKey.ReplaceAllString(s, `there is no key "$1"`)
+	s = strings.ReplaceAll(s, "not an ip:port", `not ADDRESS:PORT, such as "192.0.2.1:51820"`)
+	s = notTime.ReplaceAllString(s, "$1 is not a time such as 2027-01-31T00:00:00Z")
+	return notAddress.ReplaceAllString(s, "$1 is not an address")
+}
+
+var (
+	unknownKey = regexp.MustCompile(`field (\S+) not found in type \S+`)
+	notTime    = regexp.MustCompile(`parsing time ("[^"]*") as .*`)
+	notAddress = regexp.MustCompile(`ParseAddr\(("[^"]*")\): .*`)
+)
 
 // normalise gives equal fleets equal bytes.
 func (m *Manifest) normalise() {

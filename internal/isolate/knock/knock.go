@@ -3,6 +3,7 @@
 package knock
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,7 @@ type Report struct {
 	Asked   int      // ports and echoes that were asked and could have answered
 	Answers []string // what answered; a refusal is an answer too, for it came past the rules
 	Unasked []string // why some could not be asked, each reason once
+	closed  []string
 }
 
 // Silent reports whether something was asked, everything could be, and nothing answered.
@@ -52,6 +54,7 @@ func Sample(n int) []uint16 {
 // outcome is one question's answer: nothing of it is set when there was silence.
 type outcome struct {
 	answer, unasked string
+	closed          string // what answered that it is closed
 	skipped         bool
 }
 
@@ -62,8 +65,10 @@ func Ask(ctx context.Context, to netip.Addr, ports []uint16, everything bool, na
 	for _, port := range ports {
 		questions = append(questions, func() outcome {
 			o := tcp(ctx, netip.AddrPortFrom(to, port))
-			if known := name(port); o.answer != "" && known != "" {
+			if known := name(port); known != "" && o.answer != "" {
 				o.answer += " (" + known + ")"
+			} else if known != "" && o.closed != "" {
+				o.closed += " (" + known + ")"
 			}
 			return o
 		})
@@ -90,9 +95,31 @@ func Ask(ctx context.Context, to netip.Addr, ports []uint16, everything bool, na
 	}
 	all.Wait()
 	slices.Sort(r.Answers)
+	if len(r.closed) > 0 {
+		r.Answers = append(r.Answers, refusals(r.closed))
+	}
+	// The kernel does not tell every question that nobody is there: it bounds how often it says so (icmp_msgs_per_sec).
+	if r.Silent() && ctx.Err() == nil && nobody(to) {
+		r.Unasked = append(r.Unasked, unreachable)
+	}
 	slices.Sort(r.Unasked)
 	return r
 }
+
+// refusals are ports that answered that they are closed, in a line: on a machine without rules that is all of them.
+func refusals(closed []string) string {
+	slices.SortFunc(closed, func(a, b string) int { return cmp.Or(cmp.Compare(len(b), len(a)), cmp.Compare(a, b)) }) // those with a name first
+	more := ""
+	if n := len(closed) - shown; n > 0 {
+		more = fmt.Sprintf(" and %d more", n)
+	}
+	return fmt.Sprintf("closed, and says so: %s%s; no rule keeps strangers from them", strings.Join(closed[:min(shown, len(closed))], ", "), more)
+}
+
+// shown is how many closed ports are named.
+const shown = 3
+
+const unreachable = "nobody has the address, or a router on the way says so: is the machine up? An overlay address has to be routed by a node's other one"
 
 func (r *Report) add(o outcome) {
 	switch {
@@ -105,6 +132,8 @@ func (r *Report) add(o outcome) {
 		return
 	case o.answer != "":
 		r.Answers = append(r.Answers, o.answer)
+	case o.closed != "":
+		r.closed = append(r.closed, o.closed)
 	}
 	r.Asked++
 }
@@ -117,7 +146,7 @@ func tcp(ctx context.Context, to netip.AddrPort) outcome {
 		_ = c.Close()
 		return outcome{answer: fmt.Sprintf("port %d is open", to.Port())}
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
-		return outcome{answer: fmt.Sprintf("port %d is closed, and says so: no rule keeps strangers from it", to.Port())}
+		return outcome{closed: fmt.Sprintf("port %d", to.Port())}
 	}
 	return silence(ctx, err)
 }
@@ -139,7 +168,7 @@ func udp(ctx context.Context, to netip.AddrPort) outcome {
 		case err == nil:
 			return outcome{answer: fmt.Sprintf("UDP port %d answers", to.Port())}
 		case errors.Is(err, syscall.ECONNREFUSED):
-			return outcome{answer: fmt.Sprintf("UDP port %d is closed, and says so: no rule keeps strangers from it", to.Port())}
+			return outcome{closed: fmt.Sprintf("UDP port %d", to.Port())}
 		case errors.As(err, &late) && late.Timeout() && ctx.Err() == nil && time.Now().Before(end):
 			continue
 		}
@@ -156,7 +185,7 @@ func silence(ctx context.Context, err error) outcome {
 	case errors.As(err, &late) && late.Timeout():
 		return outcome{}
 	case errors.Is(err, syscall.EHOSTUNREACH):
-		return outcome{unasked: "nobody has the address, or a router on the way says so: is the machine up, and its address routed by its own other one?"}
+		return outcome{unasked: unreachable}
 	case errors.Is(err, syscall.ENETUNREACH):
 		return outcome{unasked: "this machine has no route to it"}
 	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EPERM):

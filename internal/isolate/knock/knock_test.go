@@ -3,6 +3,7 @@ package knock
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -84,7 +85,7 @@ func TestWhatAnswersIsTold(t *testing.T) {
 		return map[uint16]string{open: "HTTP API"}[p]
 	})
 	all := strings.Join(r.Answers, "\n")
-	for _, want := range []string{"is open (HTTP API)", "is closed, and says so: no rule keeps strangers from it", "UDP port 33434 is closed, and says so"} {
+	for _, want := range []string{"is open (HTTP API)", "closed, and says so: ", fmt.Sprintf("port %d", closed), "UDP port 33434", "no rule keeps strangers from them"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("lacks %q:\n%s", want, all)
 		}
@@ -102,5 +103,13 @@ func TestASampleIsOfThePortsThatTheKernelChooses(t *testing.T) {
 	}
 	if slices.Equal(list, slices.Sorted(slices.Values(Sample(64)))) {
 		t.Error("twice the same: the others would never be tried")
+	}
+}
+
+// A machine without rules says of every port that it is closed: that is one line.
+func TestClosedPortsAreOneLine(t *testing.T) {
+	got := refusals([]string{"port 1", "port 2", "port 8000 (HTTP API)", "UDP port 33434", "port 3"})
+	if want := "closed, and says so: port 8000 (HTTP API), UDP port 33434, port 1 and 2 more; no rule keeps strangers from them"; got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }

@@ -102,6 +102,10 @@ func MakeKernel(p *isolate.Plan) error {
 // Configure makes an existing device what the plan says: keys, peers, addresses and routes; what it has beyond that is
 // removed. It can be repeated, and does not disturb peers that stay as they are.
 func Configure(p *isolate.Plan, keys Keys) error {
+	// wireguard-go is reached by a file, which may be another network namespace's device of the same name.
+	if _, err := netlink.LinkByName(p.Device); err != nil {
+		return fmt.Errorf("looking for device %q: %w", p.Device, err)
+	}
 	client, err := wgctrl.New()
 	if err != nil {
 		return fmt.Errorf("opening WireGuard's control: %w", err)
