@@ -88,6 +88,9 @@ func expected() []report.Row {
 	for _, p := range readerProofs {
 		rows = append(rows, report.Row{Property: p.name, Part: readerPart, Version: vllmVersion})
 	}
+	for _, c := range classClients() {
+		rows = append(rows, report.Row{Property: classProperty, Part: c.name, Version: c.version})
+	}
 	for _, p := range proofsKube(&cluster{}) {
 		rows = append(rows, report.Row{Property: p.name, Part: kubePart, Version: parts.KubeVersion})
 	}

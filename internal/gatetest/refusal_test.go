@@ -65,6 +65,9 @@ func TestRefusalsSpeakTheDialectOfTheOperation(t *testing.T) {
 				t.Errorf("%s: %d arrived", name, g.Fake.Arrived()-before)
 			}
 			checkForm(t, name, s.name == "messages", a, row.anthropic)
+			if s.name == "messages" && (a.ID() == "" || a.Header.Get("Request-Id") != a.ID()) {
+				t.Errorf("%s: Anthropic's SDKs do not find the request's id: %v", name, a.Header)
+			}
 			if row.key != "" {
 				if r := g.Record(a.ID()); r.Reason != row.reason || r.Status != row.status || r.Principal != row.key {
 					t.Errorf("%s: recorded as %+v", name, r)

@@ -77,7 +77,7 @@ func (g *Gateway) answerBrowser(w http.ResponseWriter, r *http.Request) bool {
 	}
 	if listed {
 		w.Header().Set("Access-Control-Allow-Origin", origin)
-		w.Header().Set("Access-Control-Expose-Headers", "x-request-id, x-vallum-reason, x-vallum-dropped, retry-after")
+		w.Header().Set("Access-Control-Expose-Headers", "x-request-id, request-id, x-vallum-reason, x-vallum-dropped, retry-after")
 	}
 	if r.Method != http.MethodOptions {
 		return false

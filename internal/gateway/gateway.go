@@ -172,6 +172,9 @@ func (g *Gateway) Behind(proxies []netip.Prefix, w http.ResponseWriter, r *http.
 	}()
 	v = x.admit()
 	body.done()
+	if x.op != nil && x.op.Dialect == vllm.Anthropic {
+		w.Header().Set("Request-Id", req.ID) // what Anthropic's SDKs give their callers as the request's id
+	}
 	if v.Refused() {
 		x.refuse(w, v)
 		return
