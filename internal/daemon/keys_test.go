@@ -84,10 +84,17 @@ func TestARevokedKeyEndsItsStreams(t *testing.T) {
 // A key that expires does what a revoked one does.
 func TestAnExpiredKeyEndsItsStreams(t *testing.T) {
 	t.Parallel()
-	g := gatetest.Start(t, gatetest.Options{Keys: []store.NewKey{{Name: "app", Roles: []string{"inference"}, Expires: time.Now().Add(3 * time.Second)}}})
-	s := run(t, g, "chat", g.Secret("app"))
+	g := gatetest.Start(t, gatetest.Options{})
+	secret, _, err := g.Store().CreateKey(t.Context(), store.NewKey{Name: "short", Roles: []string{"inference"}, Expires: time.Now().Add(3 * time.Second)}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Eventually("the new key", func() bool { return len(keyEvents(g, "short")) > 0 })
+	s := run(t, g, "chat", secret)
 	s.endsFor("chat", "revoked", audit.EndedRevoked, g)
-	if a := g.Do(g.Chat("app")); a.Reason() != "no_credential" {
+	r := g.Chat("app")
+	r.Key = secret
+	if a := g.Do(r); a.Reason() != "no_credential" {
 		t.Errorf("the expired key: %d %s", a.Status, a.Body)
 	}
 }

@@ -44,6 +44,13 @@ func listen(t testing.TB, serve func(f *fake, c net.Conn, br *bufio.Reader)) *fa
 	return listenOn(t, l, serve)
 }
 
+// listenPiped is listen without a network: within a bubble time passes only while everybody waits, so a timeout takes exactly
+// as long as it says, however busy the machine is.
+func listenPiped(t testing.TB, serve func(f *fake, c net.Conn, br *bufio.Reader)) *fake {
+	t.Helper()
+	return listenOn(t, newPipes(), serve)
+}
+
 func listenOn(t testing.TB, l net.Listener, serve func(f *fake, c net.Conn, br *bufio.Reader)) *fake {
 	f := &fake{t: t, listener: l}
 	f.wait.Go(func() {
@@ -135,6 +142,9 @@ func (f *fake) upstream(change func(*Target)) *Upstream {
 	u, err := New(target)
 	if err != nil {
 		f.t.Fatal(err)
+	}
+	if p, ok := f.listener.(*pipes); ok {
+		u.dial = p.dial
 	}
 	f.t.Cleanup(u.Close)
 	return u

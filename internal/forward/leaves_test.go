@@ -70,7 +70,7 @@ func (p *pipes) Close() error {
 	return nil
 }
 
-func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "@", Net: "unix"} }
+func (p *pipes) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 8000} }
 
 // path is the whole way of a request: a client's connection, the loop that serves it, the gateway, the way to the
 // upstream, and a fake vLLM that tells when a client is gone.

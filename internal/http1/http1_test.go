@@ -154,7 +154,8 @@ func TestRequestsOnOneConnection(t *testing.T) {
 
 func TestWhatIsNoRequestIsRefusedAndCounted(t *testing.T) {
 	called := false
-	s := serve(t, func(http.ResponseWriter, *http.Request) { called = true }, func(s *Server) { s.HeaderTimeout = 100 * time.Millisecond })
+	handler := func(http.ResponseWriter, *http.Request) { called = true }
+	patient, hasty := serve(t, handler), serve(t, handler, func(s *Server) { s.HeaderTimeout = 100 * time.Millisecond })
 	for what, row := range map[string]struct{ send, want string }{
 		"garbage":                  {"\x16\x03\x01 nonsense\r\n\r\n", "400"},
 		"an empty line":            {"\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", "400"},
@@ -174,6 +175,10 @@ func TestWhatIsNoRequestIsRefusedAndCounted(t *testing.T) {
 		"the same, on a boundary":  {"GET / HTTP/1.1\r\nHost: h\r\n", "408"},
 		"behind a request":         {"HEAD / HTTP/1.0\r\n\r\nnonsense\r\n\r\n", ""},
 	} {
+		s := patient
+		if row.want == "408" {
+			s = hasty
+		}
 		called = false
 		before := s.malformed.Load()
 		c := s.dial().send(row.send)
@@ -185,6 +190,7 @@ func TestWhatIsNoRequestIsRefusedAndCounted(t *testing.T) {
 			t.Errorf("%s: answered %s, want %s; handled: %v; counted: %d", what, got, row.want, called, s.malformed.Load()-before)
 		}
 	}
+	s := patient
 	before := s.malformed.Load()
 	c := s.dial()
 	_ = c.Close() // a client that only closes sent nothing malformed
@@ -563,7 +569,7 @@ func TestSlowClientsAreLetGo(t *testing.T) {
 				return
 			}
 		}
-	}, func(s *Server) { s.WriteTimeout, s.IdleTimeout = 100*time.Millisecond, 100*time.Millisecond })
+	}, func(s *Server) { s.WriteTimeout = 100 * time.Millisecond })
 	for what, request := range map[string]string{
 		"one that does not read":      "GET / HTTP/1.1\r\nHost: h\r\n\r\n",
 		"one that does not send more": "POST /body HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\na",
@@ -573,7 +579,8 @@ func TestSlowClientsAreLetGo(t *testing.T) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if c := s.dial(); !c.closed() {
+	idle := serve(t, echo, func(s *Server) { s.IdleTimeout = 100 * time.Millisecond })
+	if c := idle.dial(); !c.closed() {
 		t.Error("an idle connection stays open")
 	}
 }
