@@ -50,7 +50,7 @@ type series struct {
 	requests                   prometheus.Counter
 	prompt, cached, completion prometheus.Counter
 	up, down                   prometheus.Counter
-	first, between, upstream   prometheus.Observer
+	first, between, upstream   func() prometheus.Observer // made with the first observation: a refusal has none
 	own                        prometheus.Observer
 }
 
@@ -77,7 +77,7 @@ func New() *Meter {
 	m.upstream = m.histogram("vallum_upstream_seconds", "From sending a request to the upstream's last byte.", wholeBuckets, "operation", "model", "upstream")
 	m.own = m.histogram("vallum_overhead_seconds", "What a request took beyond the upstream's time: the gateway's own work, and the time in which bodies arrived.", ownBuckets, "operation")
 	m.inFlight = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "vallum_requests_in_flight", Help: "Requests that were admitted and have not ended."}, []string{"operation"})
-	m.malformed = prometheus.NewCounter(prometheus.CounterOpts{Name: "vallum_malformed_requests_total", Help: "Connections that ended after bytes that became no request: net/http answered them with a bare 400 or 431."})
+	m.malformed = prometheus.NewCounter(prometheus.CounterOpts{Name: "vallum_malformed_requests_total", Help: "Bytes of clients that became no request: they were answered with a bare 400, 431 or the like, or not at all, and their connection ended."})
 	m.registry.MustRegister(m.malformed, m.inFlight, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -103,7 +103,7 @@ func (m *Meter) Gauge(name, help string, value func() float64) {
 // Upstreams shows which servers are up, as up says at each look.
 func (m *Meter) Upstreams(up func() map[string]bool) { m.registry.MustRegister(upstreams{up}) }
 
-// Malformed counts bytes that became no request: net/http answered them by itself.
+// Malformed counts bytes that became no request: they never came to the data path, and are in no record.
 func (m *Meter) Malformed() { m.malformed.Inc() }
 
 // Handler serves the metrics.
@@ -127,13 +127,13 @@ func (m *Meter) Observe(s Sample) {
 	add(at.up, s.Outcome.BytesUp)
 	add(at.down, s.Outcome.BytesDown)
 	if s.Outcome.Events > 0 {
-		at.first.Observe(s.Outcome.FirstByte.Seconds())
+		at.first().Observe(s.Outcome.FirstByte.Seconds())
 	}
 	if s.Outcome.InterEvent > 0 {
-		at.between.Observe(s.Outcome.InterEvent.Seconds())
+		at.between().Observe(s.Outcome.InterEvent.Seconds())
 	}
 	if s.Outcome.Upstream > 0 {
-		at.upstream.Observe(s.Outcome.Upstream.Seconds())
+		at.upstream().Observe(s.Outcome.Upstream.Seconds())
 	}
 	at.own.Observe(max(0, s.Duration-s.Outcome.Upstream).Seconds())
 }
@@ -145,6 +145,9 @@ func (m *Meter) series(l line) *series {
 	if at != nil {
 		return at
 	}
+	times := func(h *prometheus.HistogramVec) func() prometheus.Observer {
+		return sync.OnceValue(func() prometheus.Observer { return h.WithLabelValues(l.operation, l.model, l.upstream) })
+	}
 	at = &series{
 		requests:   m.requests.WithLabelValues(l.operation, l.model, l.role, l.reason, l.ended, l.upstream),
 		prompt:     m.tokens.WithLabelValues("prompt", l.operation, l.model, l.role),
@@ -152,9 +155,9 @@ func (m *Meter) series(l line) *series {
 		completion: m.tokens.WithLabelValues("completion", l.operation, l.model, l.role),
 		up:         m.bytes.WithLabelValues("up", l.operation),
 		down:       m.bytes.WithLabelValues("down", l.operation),
-		first:      m.first.WithLabelValues(l.operation, l.model, l.upstream),
-		between:    m.between.WithLabelValues(l.operation, l.model, l.upstream),
-		upstream:   m.upstream.WithLabelValues(l.operation, l.model, l.upstream),
+		first:      times(m.first),
+		between:    times(m.between),
+		upstream:   times(m.upstream),
 		own:        m.own.WithLabelValues(l.operation),
 	}
 	m.mu.Lock()
