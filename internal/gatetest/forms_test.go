@@ -30,7 +30,7 @@ func (g *Gate) form(parts ...part) Answer {
 
 func field(name string) string { return `Content-Disposition: form-data; name="` + name + `"` }
 
-var audioFile = part{`Content-Disposition: form-data; name="file"; filename="../../etc/passwd.wav"` + "\r\nContent-Type: application/x-evil\r\nX-Smuggled: 1", "RIFFaudio"}
+var audioFile = part{`Content-Disposition: form-data; name="file"; filename="../../etc/passwd.wav"` + "\r\nContent-Type: application/x-evil\r\nX-Smuggled: 1", "RIFF\x24\x00\x00\x00WAVEfmt audio"}
 
 // A form reaches vLLM rebuilt: our boundary, field names of the catalogue, a fixed file name, no other part headers.
 func TestFormsArriveRebuilt(t *testing.T) {
@@ -70,7 +70,7 @@ func TestFormsArriveRebuilt(t *testing.T) {
 			t.Errorf("%s did not arrive: %q", want, seen)
 		}
 	}
-	if bytes.Contains(got.Body, []byte("passwd")) || bytes.Contains(got.Body, []byte("evil")) || bytes.Contains(got.Body, []byte("unknown")) || !bytes.Contains(got.Body, []byte("RIFFaudio")) {
+	if bytes.Contains(got.Body, []byte("passwd")) || bytes.Contains(got.Body, []byte("evil")) || bytes.Contains(got.Body, []byte("unknown")) || !bytes.Contains(got.Body, []byte("RIFF\x24\x00\x00\x00WAVEfmt audio")) {
 		t.Errorf("there arrived %q", got.Body)
 	}
 	if r := g.Record(a.ID()); r.Operation != "audio.transcriptions" || r.Model != "tiny" {

@@ -17,8 +17,8 @@ func TestFieldsThatHarmSomeReleases(t *testing.T) {
 		return Request{Path: "/v1/chat/completions", Body: `{"model":"tiny",` + rest + `"messages":[{"role":"user","content":[{"type":"text","text":"hi"}` + part + `]}]}`}
 	}
 	const (
-		sound   = `,{"type":"input_audio","input_audio":{"data":"UklGRg==","format":"wav"}}`
-		address = `,{"type":"audio_url","audio_url":{"url":"data:audio/wav;base64,UklGRg=="}}`
+		sound   = `,{"type":"input_audio","input_audio":{"data":"UklGRiQAAABXQVZFZm10IA==","format":"wav"}}`
+		address = `,{"type":"audio_url","audio_url":{"url":"data:audio/wav;base64,UklGRiQAAABXQVZFZm10IA=="}}`
 		film    = `,{"type":"video_url","video_url":{"url":"data:video/jpeg;base64,AAAA"}}`
 		untyped = `,{"video_url":"data:video/mp4;base64,AAAA"}`
 	)
@@ -30,6 +30,10 @@ func TestFieldsThatHarmSomeReleases(t *testing.T) {
 	penalties := []string{"0.6.1", "0.8.5", "0.9.2", "0.10.1", "0.10.1.1", "0.18.1", "0.19.1", "0.20.2", "0.21.0", "0.27.1", "0.28.0", "0.29.0", "0.30.0rc1", "of our own"}
 	stopIDs := []string{"0.6.1", "0.8.5", "0.9.2", "0.10.1", "0.10.1.1", "0.18.1", "0.19.1", "0.20.2", "0.21.0", "0.27.1", "0.28.0", "of our own"}
 	parsers, grammars := []string{"0.10.1"}, []string{"0.8.5"}
+	pictures := []string{"0.6.1", "0.8.5", "0.9.2", "0.10.1", "0.10.1.1", "0.18.1", "0.19.1", "0.20.2", "0.21.0", "0.27.1", "0.28.0", "0.29.0", "0.30.0rc1", "0.30.0", "of our own"}
+	picture := func(data string) string {
+		return `,{"type":"image_url","image_url":{"url":"data:image\/png;base64,` + data + `"}}`
+	}
 	films := []string{"0.8.5", "0.9.2", "0.10.1", "0.10.1.1", "0.18.1", "of our own"}
 	for what, row := range map[string]struct {
 		request  Request
@@ -44,8 +48,8 @@ func TestFieldsThatHarmSomeReleases(t *testing.T) {
 		"no thinking budget":                  {chat(`"thinking_token_budget":null,`, ""), nil, nil, "", ""},
 		"a penalty beside sound":              {chat(`"repetition_penalty":1.1,`, sound), nil, penalties, "CVE-2026-93841", "/repetition_penalty"},
 		"another, beside sound as a URL":      {chat(`"frequency_penalty":-0.5,`, address), nil, penalties, "CVE-2026-93841", "/frequency_penalty"},
-		"a third, after the sound":            {Request{Path: "/v1/chat/completions", Body: `{"model":"tiny","messages":[{"role":"user","content":[{"audio_url":"data:audio/wav;base64,UklGRg=="}]}],"presence_penalty":1}`}, nil, penalties, "CVE-2026-93841", "/presence_penalty"},
-		"a penalty beside sound of responses": {Request{Path: "/v1/responses", Body: `{"model":"tiny","presence_penalty":1,"input":[{"role":"user","content":[{"type":"input_audio","input_audio":{"data":"UklGRg==","format":"wav"}}]}]}`}, nil, penalties, "CVE-2026-93841", "/presence_penalty"},
+		"a third, after the sound":            {Request{Path: "/v1/chat/completions", Body: `{"model":"tiny","messages":[{"role":"user","content":[{"audio_url":"data:audio/wav;base64,UklGRiQAAABXQVZFZm10IA=="}]}],"presence_penalty":1}`}, nil, penalties, "CVE-2026-93841", "/presence_penalty"},
+		"a penalty beside sound of responses": {Request{Path: "/v1/responses", Body: `{"model":"tiny","presence_penalty":1,"input":[{"role":"user","content":[{"type":"input_audio","input_audio":{"data":"UklGRiQAAABXQVZFZm10IA==","format":"wav"}}]}]}`}, nil, penalties, "CVE-2026-93841", "/presence_penalty"},
 		"penalties at their defaults":         {chat(`"repetition_penalty":1.0,"frequency_penalty":0,"presence_penalty":-0.0,`, sound), nil, nil, "", ""},
 		"penalties without sound":             {chat(`"repetition_penalty":1.1,"frequency_penalty":0.1,"presence_penalty":0.1,`, ""), nil, nil, "", ""},
 		"a penalty of a transcription":        {Request{}, []part{{field("model"), "tiny"}, audioFile, {field("repetition_penalty"), "1.1"}}, penalties, "CVE-2026-93841", "/repetition_penalty"},
@@ -54,6 +58,12 @@ func TestFieldsThatHarmSomeReleases(t *testing.T) {
 		"the same, the other way round":       {Request{Path: "/v1/completions", Body: `{"model":"tiny","min_tokens":1,"prompt":"a","stop_token_ids":[5]}`}, nil, stopIDs, "vllm-project/vllm#54195", "/stop_token_ids"},
 		"stop ids alone":                      {chat(`"stop_token_ids":[5],"min_tokens":0,`, ""), nil, nil, "", ""},
 		"min_tokens alone":                    {chat(`"stop_token_ids":[],"min_tokens":5,`, ""), nil, nil, "", ""},
+		"a program as a picture":              {chat("", picture("JSFQUy1BZG9iZS0zLjAK")), nil, pictures, "Ghostscript", "/messages/0/content/1/image_url/url"},
+		"the same for responses":              {Request{Path: "/v1/responses", Body: `{"model":"tiny","input":[{"role":"user","content":[{"type":"input_image","image_url":"data:;base64,JSFQUy1BZG9iZS0zLjAK"}]}]}`}, nil, pictures, "Ghostscript", "/input/0/content/0/image_url"},
+		"a picture":                           {chat("", picture(`iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ\/+`)), nil, nil, "", ""},
+		"sound in MP4":                        {chat("", strings.Replace(sound, "UklGRiQAAABXQVZFZm10IA==", "AAAAIGZ0eXBpc282", 1)), nil, stopIDs, "GHSA-m52c-39rh-f3gp", "/messages/0/content/1/input_audio/data"},
+		"sound in MP4 as a URL":               {chat("", strings.Replace(address, "UklGRiQAAABXQVZFZm10IA==", "AAAAIGZ0eXBpc282", 1)), nil, stopIDs, "GHSA-m52c-39rh-f3gp", "/messages/0/content/1/audio_url/url"},
+		"a transcription of MP4":              {Request{}, []part{{field("model"), "tiny"}, {audioFile.header, "\x00\x00\x00\x20ftypiso6"}}, stopIDs, "GHSA-m52c-39rh-f3gp", "/file"},
 		"tools":                               {chat(`"tool_choice":"none","tools":[{"type":"function","function":{"name":"f"}}],`, ""), nil, parsers, "CVE-2025-9141", "/tools"},
 		"tools of a developer's message":      {Request{Path: "/v1/chat/completions", Body: `{"model":"tiny","messages":[{"role":"developer","content":"x","tools":[{"type":"function","function":{"name":"f"}}]}]}`}, nil, parsers, "CVE-2025-9141", "/messages/0/tools"},
 		"no tools":                            {chat(`"tools":[],"tool_choice":"auto",`, ""), nil, nil, "", ""},

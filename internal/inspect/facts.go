@@ -9,6 +9,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/vallum/vallum/internal/inspect/media"
 	"github.com/vallum/vallum/internal/inspect/scan"
 	"github.com/vallum/vallum/internal/policy"
 	"github.com/vallum/vallum/internal/vllm"
@@ -53,10 +54,27 @@ func (w *walker) str(s *vllm.Shape, fact vllm.Fact) error {
 		return w.wrong(raw, "must be "+wanted(s))
 	case s.DataURL && !isDataURL(raw):
 		return forbidden(dataURL, w.pointer(), int(w.dec.InputOffset())-len(raw))
+	case s.Medium != "":
+		w.medium(s, raw)
 	case fact == vllm.FactModel:
 		w.facts.Model = string(scan.Unquoted(raw))
 	}
 	return nil
+}
+
+// medium notes a file that is none of its medium's usual kinds.
+func (w *walker) medium(s *vllm.Shape, raw jsontext.Value) {
+	text := raw[1 : len(raw)-1]
+	if bytes.IndexByte(text[:min(len(text), 1<<10)], '\\') >= 0 { // as PHP writes slashes
+		text = scan.Unquoted(raw)
+	}
+	file := media.Base64(text)
+	if s.DataURL {
+		file = media.DataURL(text)
+	}
+	if !media.Known(s.Medium, file) {
+		w.facts.Endanger(s.Medium.Strange(), w.pointer())
+	}
 }
 
 // dataURL is the refusal of media that vLLM would have to fetch: from wherever the caller points it to.

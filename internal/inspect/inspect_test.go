@@ -452,3 +452,31 @@ func TestEditsAreSplices(t *testing.T) {
 		}
 	}
 }
+
+// TestStrangeFilesAreNoted holds every place in which a picture or sound may stand.
+func TestStrangeFilesAreNoted(t *testing.T) {
+	const program, picture, sound = "JSFQUy1BZG9iZS0zLjAK", "iVBORw0KGgoAAAANSUhEUg==", "T2dnUwAAAAAAAAAA"
+	for _, row := range []struct{ operation, body, usual, pointer string }{
+		{"chat.create", `{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,%"}}]}]}`, picture, "/messages/0/content/0/image_url/url"},
+		{"chat.create", `{"messages":[{"role":"user","content":[{"image_url":"data:image/png;base64,%"}]}]}`, picture, "/messages/0/content/0/image_url"},
+		{"chat.create", `{"messages":[{"role":"user","content":[{"audio_url":{"url":"data:;base64,%"}}]}]}`, sound, "/messages/0/content/0/audio_url/url"},
+		{"chat.create", `{"messages":[{"role":"user","content":[{"type":"input_audio","input_audio":{"data":"%","format":"ogg"}}]}]}`, sound, "/messages/0/content/0/input_audio/data"},
+		{"messages.create", `{"messages":[{"role":"user","content":[{"type":"image","source":{"type":"base64","data":"%"}}]}]}`, picture, "/messages/0/content/0/source/data"},
+		{"messages.create", `{"messages":[{"role":"user","content":[{"type":"tool_result","content":[{"type":"image","source":{"type":"url","url":"data:;base64,%"}}]}]}]}`, picture, "/messages/0/content/0/content/0/source/url"},
+		{"responses.create", `{"input":[{"role":"user","content":[{"type":"input_image","image_url":"data:;base64,%"}]}]}`, picture, "/input/0/content/0/image_url"},
+		{"embed.v2", `{"images":["data:;base64,%"]}`, picture, "/images/0"},
+		{"embeddings.create", `{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:;base64,%"}}]}]}`, picture, "/messages/0/content/0/image_url/url"},
+		{"score.create", `{"queries":{"content":[{"type":"image_url","image_url":{"url":"data:;base64,%"}}]}}`, picture, "/queries/content/0/image_url/url"},
+		{"tokenize.create", `{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:;base64,%"}}]}]}`, picture, "/messages/0/content/0/image_url/url"},
+		{"systemone.create", `{"audios":["data:;base64,%"]}`, sound, "/audios/0"},
+	} {
+		d := mustRead(t, request(t, row.operation, strings.ReplaceAll(row.body, "%", row.usual)))
+		if got := d.Facts().Hazards; len(got) > 0 {
+			t.Errorf("%s: what is usual is noted: %+v", row.operation, got)
+		}
+		d = mustRead(t, request(t, row.operation, strings.ReplaceAll(row.body, "%", program)))
+		if got := d.Facts().Hazards; len(got) != 1 || got[0].Pointer != row.pointer {
+			t.Errorf("%s: %s: noted %+v, want %s", row.operation, row.body, got, row.pointer)
+		}
+	}
+}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/go-json-experiment/json/jsontext"
 
+	"github.com/vallum/vallum/internal/inspect/media"
 	"github.com/vallum/vallum/internal/inspect/upload"
 	"github.com/vallum/vallum/internal/verdict"
 	"github.com/vallum/vallum/internal/vllm"
@@ -65,6 +66,9 @@ func readForm(r Request, lim Limits) (*Doc, error) {
 		return nil, errors.Join(err, f.close())
 	}
 	w.facts.Shared, w.facts.BodyBytes = w.facts.BodyBytes, source.n // its text goes with every piece of the sound
+	if f.file != nil && !media.Known(vllm.Sound, f.file) {
+		w.facts.Endanger(vllm.Sound.Strange(), "/"+f.file.Field)
+	}
 	return &Doc{facts: w.facts, form: &form{document: &w.document, file: f.file, size: source.n}}, nil
 }
 

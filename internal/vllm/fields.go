@@ -40,12 +40,32 @@ type Shape struct {
 	Enum     []string          // String: the accepted values; nil is any
 	Schema   bool              // Free: a JSON schema, of which vLLM may make a grammar
 	DataURL  bool              // String: must be a data: URL (RFC 2397): vLLM would fetch anything else
+	Medium   Medium            // String: a data: URL of such a file, or its base64 alone when DataURL is false; "" for neither
 	Fields   map[string]*Field // Object
 	Elem     *Shape            // Array, Map
 	Names    []string          // Map: the accepted member names; nil is any
 	Any      []*Shape          // Union: no union inside, and each arm has another JSON kind
 	Tag      string            // Choice: the member that chooses; absent or null chooses the variant ""
 	Variants map[string]*Field // Choice: tag value → what to do with such an object; "*" is any other value; both are always there. Dropped in an Array, the element goes. The member Tag is a field of each variant's shape
+}
+
+// Medium is what a file is that stands in a body.
+type Medium string
+
+// The media.
+const (
+	Picture Medium = "picture"
+	Sound   Medium = "sound"
+)
+
+// Strange is what is to be said of a file that none of a medium's usual kinds is, and where it does harm.
+func (m Medium) Strange() *Field { return strange[m] }
+
+var strange = map[Medium]*Field{
+	Picture: {Name: "picture", Action: Pass, Affected: &Affected{Until: "0.32.0"},
+		Why: "not PNG, JPEG, GIF, WebP, BMP, TIFF or AVIF: before 0.32 vLLM gives it to all of Pillow's readers, one of which runs Ghostscript"},
+	Sound: {Name: "sound", Action: Pass, Affected: &Affected{Until: "0.29.0"},
+		Why: "not WAV, FLAC, Ogg, WebM, MP3 or AAC: before 0.29 FFmpeg's reader of Immersive Audio writes past its memory (GHSA-m52c-39rh-f3gp)"},
 }
 
 // Action is what becomes of a field that is present and not null.

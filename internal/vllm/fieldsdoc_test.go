@@ -19,7 +19,10 @@ var actionOrder = []Action{Pass, Write, Refuse, Drop}
 func FieldsMarkdown() string {
 	set := embeddedTables()
 	var b strings.Builder
-	b.WriteString("### Bodies\n\nA field that is not listed never reaches vLLM. null always counts as absent.\n")
+	b.WriteString("### Bodies\n\nA field that is not listed never reaches vLLM. null always counts as absent.\n\n")
+	for _, m := range []Medium{Picture, Sound} {
+		fmt.Fprintf(&b, "¹ A %s is refused %s, when it is %s.\n", m, affectedWords(m.Strange().Affected), m.Strange().Why)
+	}
 	for _, t := range set.tables {
 		fmt.Fprintf(&b, "\n#### Body of %s\n\n", strings.Join(t.Operations, ", "))
 		writeFields(&b, "field", t.Body.Fields)
@@ -136,6 +139,10 @@ func shapeWords(s *Shape) string {
 
 func stringWords(s *Shape) string {
 	switch {
+	case s.Medium != "" && s.DataURL:
+		return fmt.Sprintf("`data:` URL of a %s¹", s.Medium)
+	case s.Medium != "":
+		return fmt.Sprintf("base64 of a %s¹", s.Medium)
 	case s.DataURL:
 		return "`data:` URL"
 	case s.Enum != nil:

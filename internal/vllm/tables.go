@@ -26,7 +26,7 @@ import (
 //	  VALUE[,VALUE] SHAPE pass -- why        "" is for an absent tag, * for any other: both have to be there
 //	  VALUE[,VALUE] - drop|refuse [reason=CODE] -- why
 //
-// A TYPE is string, string(BYTES), enum(word word), data (a data: URL), bool, int, int(LOW..HIGH), number,
+// A TYPE is string, string(BYTES), enum(word word), data (a data: URL), picture, sound (data: URLs of such files), base64(picture), base64(sound), bool, int, int(LOW..HIGH), number,
 // number(LOW..HIGH), free (any JSON), schema (a JSON schema), file (forms), [TYPE], [TYPE](MOST), [TYPE](LEAST..MOST), {TYPE} (any names), {TYPE: name name}, a
 // NAME, or several of these between bars: string|[string]. Either end of a range may be left out. null always counts
 // as absent, and needs no notation. An object's fields are listed; a field that is not is unknown.

@@ -95,6 +95,14 @@ func (t *typeReader) arm() (*Shape, error) {
 		return &Shape{Kind: String, MaxLen: n}, err
 	case "data":
 		return &Shape{Kind: String, DataURL: true}, nil
+	case "picture", "sound":
+		return &Shape{Kind: String, DataURL: true, Medium: Medium(name)}, nil
+	case "base64":
+		words, err := t.words('(', ')')
+		if err == nil && (len(words) != 1 || Medium(words[0]).Strange() == nil) {
+			err = fmt.Errorf("base64 is of a picture or of sound, not of %q", words)
+		}
+		return &Shape{Kind: String, Medium: Medium(strings.Join(words, " "))}, err
 	case "enum":
 		words, err := t.words('(', ')')
 		return &Shape{Kind: String, Enum: words}, err

@@ -41,6 +41,14 @@ func (f *File) Spooled() io.Reader {
 	return io.NewSectionReader(f.spool, 0, f.Size)
 }
 
+// ReadAt implements io.ReaderAt.
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	if f.spool == nil {
+		return bytes.NewReader(f.Content).ReadAt(p, off)
+	}
+	return f.spool.ReadAt(p, off)
+}
+
 // Fill reads the file's content: up to above bytes into memory, more into dir. An error of the disk is an *fs.PathError.
 func (f *File) Fill(part io.Reader, above int64, dir string) error {
 	content, err := io.ReadAll(io.LimitReader(part, above+1))
