@@ -19,6 +19,7 @@ import (
 	"github.com/vallum/vallum/internal/isolate/audit"
 	"github.com/vallum/vallum/internal/isolate/fleet"
 	"github.com/vallum/vallum/internal/isolate/knock"
+	"github.com/vallum/vallum/internal/isolate/nft"
 	"github.com/vallum/vallum/internal/isolate/tunnel"
 	"github.com/vallum/vallum/internal/isolate/wire"
 )
@@ -318,8 +319,15 @@ func refuseMember(state string) error {
 		return err
 	}
 	plan, _, err := (apply.State{Dir: dir}).Applied()
-	if err != nil || plan == nil {
+	if err != nil {
 		return err
+	}
+	// Whatever folder it was applied from. Who may not look at the rules is told by the folder alone.
+	if loaded, err := nft.Counters(); plan == nil && err == nil && loaded != nil {
+		return errors.New("the rules of an overlay are loaded on this machine, so that it is no outsider: run it on one without")
+	}
+	if plan == nil {
+		return nil
 	}
 	return fmt.Errorf("this machine is node %q of fleet %q, and no outsider: run it on a machine without the overlay", plan.Node, plan.Fleet)
 }

@@ -99,6 +99,11 @@ func TestAnOutsidersSilenceIsNotAssumed(t *testing.T) {
 		if out, code := a.outsider(x.under.String()); code != 1 || !strings.Contains(out, `this machine is node "a" of fleet "lab", and no outsider`) {
 			t.Errorf("exit %d\n%s", code, out)
 		}
+		elsewhere := *a
+		elsewhere.dir = t.TempDir()
+		if out, code := elsewhere.outsider(x.under.String()); code != 1 || !strings.Contains(out, "the rules of an overlay are loaded on this machine") {
+			t.Errorf("with another state folder: exit %d\n%s", code, out)
+		}
 	})
 }
 

@@ -60,8 +60,10 @@ var NotTested = []string{
 	"the kernel's WireGuard data path (wireguard-go was)",
 	"NCCL on GPUs (gloo on CPUs was)",
 	"RDMA, RoCE, InfiniBand and NVLink themselves: they pass every rule and every tunnel (that they are found was, with files in their place)",
+	"NVLink bridges between two cards: no file shows them, so that they are not even found",
 	"Ray, NIXL, Mooncake and other connectors",
 	"pipeline parallel (vLLM's CPU build does not complete it)",
+	"vLLM itself on more than two nodes, and over IPv6 (the overlay alone was)",
 	"docker, kube-proxy and CNIs themselves (rules of docker's and kube-proxy's shape were)",
 	"logind and a machine that really boots (systemd in namespaces was)",
 }
