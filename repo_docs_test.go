@@ -202,6 +202,17 @@ func TestBudgetsAreThoseOfThePage(t *testing.T) {
 	}
 }
 
+// The independent verifier of the records stays what one reads in a sitting.
+func TestTheIndependentVerifierIsSmall(t *testing.T) {
+	b, err := os.ReadFile("internal/audit/testdata/verify.py")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(b), "\n"); n > 80 {
+		t.Errorf("it has %d lines, more than 80", n)
+	}
+}
+
 // The hand-written pages exist and link to files that exist.
 func TestPagesLinkToWhatIsThere(t *testing.T) {
 	link := regexp.MustCompile(`\]\(([^)#]+)(#[^)]*)?\)`)
