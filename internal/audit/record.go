@@ -123,9 +123,7 @@ const (
 )
 
 // Millis gives d in milliseconds, rounded to a microsecond, as the _ms fields have it.
-func Millis(d time.Duration) float64 {
-	return float64(d.Round(time.Microsecond)) / float64(time.Millisecond)
-}
+func Millis(d time.Duration) float64 { return float64(d.Round(time.Microsecond)) / float64(time.Millisecond) }
 
 // appendBody appends r as JSON without seq, prev and the opening brace: the sequencer puts
 // those in front, so that the rest is encoded by the callers in parallel.
