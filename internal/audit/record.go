@@ -115,15 +115,14 @@ type Record struct {
 // Bounds on text. A caller chooses the model name, its own request id and the names of fields,
 // so none of them may make a line longer than chain.MaxLineBytes or carry a prompt of any size into the log.
 const (
-	maxText   = 256
-	maxID     = 128
-	maxDetail = 512
-	maxItems  = 32
-	maxItem   = 96
+	maxText, maxID, maxDetail = 256, 128, 512
+	maxItems, maxItem         = 32, 96
 )
 
 // Millis gives d in milliseconds, rounded to a microsecond, as the _ms fields have it.
-func Millis(d time.Duration) float64 { return float64(d.Round(time.Microsecond)) / float64(time.Millisecond) }
+func Millis(d time.Duration) float64 {
+	return float64(d.Round(time.Microsecond)) / float64(time.Millisecond)
+}
 
 // appendBody appends r as JSON without seq, prev and the opening brace: the sequencer puts
 // those in front, so that the rest is encoded by the callers in parallel.
