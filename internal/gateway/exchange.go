@@ -36,6 +36,7 @@ type Exchange struct {
 	upstream Upstream
 	bounds   policy.Bounds
 	reserved int64
+	left     bool // the upstream has the whole body, and its memory may be another's
 	admitted bool
 	reply    *reply.Reply
 	verdict  verdict.Verdict
@@ -197,7 +198,7 @@ func (x *Exchange) send(ctx context.Context, w http.ResponseWriter) {
 			Grant: x.grant, ID: x.request.ID, Body: x.body, MaxReply: x.gateway.Memory.largest(x.gateway.Settings.MaxReply), Reply: x.reply,
 			Sent: x.sent, Room: x.held.room,
 		})
-		if !x.outcome.Unsent || x.outcome.Written || ctx.Err() != nil {
+		if !x.outcome.Unsent || x.left || x.outcome.Written || ctx.Err() != nil {
 			return
 		}
 		tried = append(tried, x.upstream.Name())
@@ -213,6 +214,7 @@ func (x *Exchange) send(ctx context.Context, w http.ResponseWriter) {
 // sent gives the body's memory back: slow answers to large prompts would otherwise keep everybody else's bodies out. A
 // spooled form is still held, by its file.
 func (x *Exchange) sent() {
+	x.left = true
 	if x.doc == nil {
 		x.body.Free()
 		x.held.give()

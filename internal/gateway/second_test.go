@@ -27,6 +27,7 @@ type one struct {
 	name    string
 	outcome verdict.Outcome
 	during  func()
+	up      bool     // it says that the body is up, whatever comes then
 	bodies  []string // that were given to it
 }
 
@@ -46,6 +47,9 @@ func (u *one) Send(ctx context.Context, w http.ResponseWriter, c Call) verdict.O
 	u.bodies = append(u.bodies, string(c.Body.Bytes))
 	if u.during != nil {
 		u.during()
+	}
+	if u.up {
+		c.Sent()
 	}
 	if u.outcome.Unsent {
 		return u.outcome
@@ -82,6 +86,7 @@ func TestASecondUpstreamGetsOnlyWhatNeverLeft(t *testing.T) {
 		"what is left may not have it":  {[]verdict.Outcome{unsent}, func(l *line) { l.refuse = verdict.CacheNotIsolated }, 503, "upstream_unavailable", []int{1}, "a"},
 		"the picker gives it again":     {[]verdict.Outcome{unsent, well}, func(l *line) { l.stuck = true }, 503, "upstream_unavailable", []int{1, 0}, "a"},
 		"the key is revoked meanwhile":  {[]verdict.Outcome{unsent, well}, func(l *line) { l.ups[0].during = func() { l.f.revoke(verdict.ErrRevoked) } }, 503, "upstream_unavailable", []int{1, 0}, "a"},
+		"it had the body":               {[]verdict.Outcome{unsent, well}, func(l *line) { l.ups[0].up = true }, 503, "upstream_unavailable", []int{1, 0}, "a"},
 		"it says both unsent and begun": {[]verdict.Outcome{{Refusal: verdict.Allow(), Unsent: true, Written: true, Ended: verdict.UpstreamError}, well}, nil, 200, "", []int{1, 0}, "a"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -67,6 +67,8 @@ func (s *Server) check(ctx context.Context) bool {
 		// One large body keeps vLLM's event loop busy for seconds (http.md: /health blocked for 5.5 s): ask again
 		s.misses++
 		return false
+	case isOurs(err) && s.State().Alive:
+		return false
 	case err != nil:
 		s.set(func(st *State) { st.Alive, st.Problem = false, err.Error() })
 		return false

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/vallum/vallum/internal/verdict"
@@ -117,6 +118,7 @@ func (s *Server) Done(o verdict.Outcome) {
 		return
 	}
 	switch {
+	case o.UpStatus == 0 && isOurs(o.Cause):
 	case o.UpStatus == 0:
 		s.Failed(o.Unsent, fmt.Sprint(o.Cause))
 	case o.UpStatus == 503 || o.UpStatus == 429:
@@ -125,6 +127,17 @@ func (s *Server) Done(o verdict.Outcome) {
 	default:
 		s.Answered()
 	}
+}
+
+// isOurs reports whether a connection could not be made for want of something here: files, ports, memory. Nothing can be
+// said of the server then, and many connections of callers must not take all servers away.
+func isOurs(err error) bool {
+	for _, want := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS, syscall.EADDRNOTAVAIL} {
+		if errors.Is(err, want) {
+			return true
+		}
+	}
+	return false
 }
 
 // Answered notes that a request got an answer.

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -192,6 +195,7 @@ func TestWhatCountsAgainstAServer(t *testing.T) {
 		{"streams that break", verdict.Outcome{Ended: verdict.UpstreamEndedEarly, UpStatus: 200, BytesUp: 1}, true, true},
 		{"no HTTP", verdict.Outcome{Ended: verdict.UpstreamError, BytesUp: 1, Cause: gone}, true, true},
 		{"a connection that breaks before the first byte", verdict.Outcome{Ended: verdict.UpstreamError, Cause: gone}, true, true},
+		{"no files left here", verdict.Outcome{Ended: verdict.UpstreamError, Unsent: true, Cause: errNoFiles}, false, true},
 		{"no connection", verdict.Outcome{Ended: verdict.UpstreamError, Unsent: true, Cause: gone}, false, false},
 	} {
 		s := New(Spec{Name: "a"}, healthy(), nil)
@@ -202,6 +206,27 @@ func TestWhatCountsAgainstAServer(t *testing.T) {
 		if st := s.State(); st.LeftOut != c.left || st.Alive != c.alive {
 			t.Errorf("%s: left out %v, alive %v", c.what, st.LeftOut, st.Alive)
 		}
+	}
+}
+
+// errNoFiles is what a dial ends with when callers have all the files that the process may have.
+var errNoFiles = fmt.Errorf("connecting: %w", &net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.EMFILE)})
+
+// A look that we could not take says nothing of the server.
+func TestALookWithoutFilesIsNone(t *testing.T) {
+	f := healthy()
+	s := New(Spec{Name: "a"}, f, nil)
+	ctx := context.Background()
+	f.down = errNoFiles
+	if s.check(ctx); s.State().Alive {
+		t.Error("it was never seen and lives")
+	}
+	f.down = nil
+	s.check(ctx)
+	f.down = errNoFiles
+	s.check(ctx)
+	if s.check(ctx); !s.State().Alive {
+		t.Error("our own want of files killed it")
 	}
 }
 
