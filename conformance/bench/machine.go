@@ -3,7 +3,6 @@ package main
 import (
 	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -39,22 +38,6 @@ func (s *stand) nginxVersion() string {
 	}
 	_, version, _ := strings.Cut(string(out), "version: ")
 	return strings.TrimSpace(version)
-}
-
-// busyTime is what all CPUs have worked since the start of the machine (proc(5), stat: user to steal less idle and iowait).
-func busyTime() time.Duration {
-	const tick = 10 * time.Millisecond // USER_HZ is 100 on every Linux that Go runs on
-	b, _ := os.ReadFile("/proc/stat")
-	first, _, _ := strings.Cut(string(b), "\n")
-	var total time.Duration
-	for i, field := range strings.Fields(first) {
-		if i == 0 || i == 4 || i == 5 || i > 8 {
-			continue
-		}
-		n, _ := strconv.ParseInt(field, 10, 64)
-		total += time.Duration(n) * tick
-	}
-	return total
 }
 
 // ownTime is what this program and the children that have ended worked.

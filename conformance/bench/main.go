@@ -26,6 +26,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/vallum/vallum/conformance/busy"
 )
 
 type options struct {
@@ -101,7 +103,7 @@ const (
 )
 
 func bench(ctx context.Context, o options, dir string, out, progress io.Writer) error {
-	began, busy := time.Now(), busyTime()
+	began, worked := time.Now(), busy.Time()
 	end := began.Add(longest)
 	if o.short {
 		end = began.Add(longestShort)
@@ -129,7 +131,7 @@ func bench(ctx context.Context, o options, dir string, out, progress io.Writer) 
 		Short: o.short, Seconds: time.Since(began).Round(100 * time.Millisecond).Seconds(), Rows: rows,
 	}
 	all := time.Since(began).Seconds() * float64(res.CPUs)
-	res.Others = max(0, 100*(busyTime()-busy-ownTime()).Seconds()/all)
+	res.Others = max(0, 100*(busy.Time()-worked-ownTime()).Seconds()/all)
 	res.Comments = []string{
 		"nginx, envoy: bare proxying, no log. stdlib: httputil.ReverseProxy, nothing looked",
 		"at. vallum: keys, strict inspection, limits and signed records on. ×: to nginx,",

@@ -13,35 +13,18 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vallum/vallum/conformance/busy"
 	"github.com/vallum/vallum/conformance/nodes"
 )
 
-// tick is the unit of CPU time in /proc: USER_HZ is 100 on every Linux that Go runs on.
-const tick = 10 * time.Millisecond
-
 // describe says what a run ran on.
-func describe(took, busy time.Duration) result {
+func describe(took, worked time.Duration) result {
 	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
 	numbers := strings.SplitN(strings.TrimSpace(string(release)), ".", 3)
 	return result{
 		CPUs: runtime.NumCPU(), Kernel: strings.Join(numbers[:min(2, len(numbers))], "."), Go: runtime.Version(),
-		Seconds: took.Round(time.Second).Seconds(), Busy: 100 * busy.Seconds() / (took.Seconds() * float64(runtime.NumCPU())),
+		Seconds: took.Round(time.Second).Seconds(), Busy: 100 * worked.Seconds() / (took.Seconds() * float64(runtime.NumCPU())),
 	}
-}
-
-// busyTime is what all CPUs have worked since the start of the machine (proc(5), stat: user to steal less idle and iowait).
-func busyTime() time.Duration {
-	b, _ := os.ReadFile("/proc/stat")
-	first, _, _ := strings.Cut(string(b), "\n")
-	var total time.Duration
-	for i, field := range strings.Fields(first) {
-		if i == 0 || i == 4 || i == 5 || i > 8 {
-			continue
-		}
-		n, _ := strconv.ParseInt(field, 10, 64)
-		total += time.Duration(n) * tick
-	}
-	return total
 }
 
 // tunnelPIDs are the processes that carry the overlay on the nodes; none where it is not up or the kernel carries it.
@@ -118,7 +101,7 @@ func cpuOf(pids []int) (time.Duration, error) {
 			if err != nil {
 				return 0, err
 			}
-			total += time.Duration(n) * tick
+			total += time.Duration(n) * busy.Tick
 		}
 	}
 	return total, nil

@@ -27,6 +27,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vallum/vallum/conformance/busy"
 	"github.com/vallum/vallum/conformance/nodes"
 	"github.com/vallum/vallum/conformance/realvallum"
 )
@@ -133,7 +134,7 @@ type bench struct {
 }
 
 func (b *bench) all(ctx context.Context) (result, error) {
-	began, busy := time.Now(), busyTime()
+	began, worked := time.Now(), busy.Time()
 	var rows []row
 	for _, part := range b.only {
 		var more []row
@@ -157,7 +158,7 @@ func (b *bench) all(ctx context.Context) (result, error) {
 	if ctx.Err() != nil {
 		return result{}, ctx.Err()
 	}
-	r := describe(time.Since(began), busyTime()-busy)
+	r := describe(time.Since(began), busy.Time()-worked)
 	r.Rows, r.Awake = rows, b.awake
 	return r, nil
 }
