@@ -17,12 +17,13 @@ type isolateLab struct {
 	dir     string
 	public  string
 	nodeKey map[string]string
+	stdin   string // of the next command
 }
 
 func (l *isolateLab) vallum(want int, args ...string) (out, errs string) {
 	l.t.Helper()
 	var o, e bytes.Buffer
-	if code := run(context.Background(), append([]string{"isolate"}, args...), strings.NewReader(""), &o, &e); code != want {
+	if code := run(context.Background(), append([]string{"isolate"}, args...), strings.NewReader(l.stdin), &o, &e); code != want {
 		l.t.Fatalf("isolate %q: exit %d, want %d\n%s%s", args, code, want, o.String(), e.String())
 	}
 	return o.String(), e.String()
@@ -96,6 +97,27 @@ func TestAFleetFromItsKeyToAPlan(t *testing.T) {
 	}
 	if again, _ := l.vallum(0, "keygen", "--state", l.path("a")); strings.TrimSpace(again) != l.nodeKey["a"] {
 		t.Error("keygen made another key in the place of the one that was there")
+	}
+}
+
+// A secrets manager carries a manifest, and a configuration, by standard input as well as by files.
+func TestAManifestComesByStandardInputToo(t *testing.T) {
+	l := newIsolateLab(t)
+	byFile, _ := l.vallum(0, l.node("plan", "--snapshot", l.path("snapshot.json"))...)
+	for name, args := range map[string][]string{
+		"manifest.signed": {"--config", l.path("vallum.yaml"), "--manifest", "-"},
+		"vallum.yaml":     {"--config", "-", "--manifest", l.path("manifest.signed")},
+	} {
+		b, err := os.ReadFile(l.path(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.stdin = string(b)
+		if out, _ := l.vallum(0, append([]string{"plan", "--state", l.path("a"), "--snapshot", l.path("snapshot.json")}, args...)...); out != byFile {
+			t.Errorf("%s by standard input:\n%s\nby file:\n%s", name, out, byFile)
+		}
+		l.stdin = "x" + string(b)
+		l.vallum(1, append([]string{"plan", "--state", l.path("a"), "--snapshot", l.path("snapshot.json")}, args...)...)
 	}
 }
 

@@ -1,8 +1,12 @@
 package apply_test
 
 import (
+	"bytes"
 	"encoding/base64"
+	"encoding/hex"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -100,5 +104,66 @@ func TestPresharedKeysThatAreNoneAreRefused(t *testing.T) {
 	}
 	if is := a.state(t); is != before {
 		t.Errorf("something was left:\n%s\nbefore:\n%s", is, before)
+	}
+}
+
+// Keys are in files of mode 0600, and in what the device holds: in no argument, no environment, no other file and no answer.
+func TestKeysStandNowhereElse(t *testing.T) {
+	l := newLab(t, "a", "b")
+	a := l.hosts["a"]
+	l.sign(nil, "a", "b")
+	shared := preshared("q")
+	a.share(t, "b", shared)
+	a.up(t)
+	private, err := os.ReadFile(a.file("node.key"))
+	must(t, err)
+	raw, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(private)))
+	must(t, err)
+	secrets := map[string][]byte{}
+	for name, key := range map[string][]byte{"the node's key": raw, "the shared key": []byte(strings.Repeat("q", 32))} {
+		secrets[name+" in base64"] = []byte(base64.StdEncoding.EncodeToString(key))
+		secrets[name+" in hex"] = []byte(hex.EncodeToString(key))
+	}
+	look := func(where string, text []byte) {
+		t.Helper()
+		for name, secret := range secrets {
+			if bytes.Contains(text, secret) {
+				t.Errorf("%s stands in %s", name, where)
+			}
+		}
+	}
+	ours := 0
+	all, err := filepath.Glob("/proc/[0-9]*")
+	must(t, err)
+	for _, dir := range all {
+		args, _ := os.ReadFile(dir + "/cmdline")
+		environ, _ := os.ReadFile(dir + "/environ")
+		look("the arguments of "+dir, args)
+		look("the environment of "+dir, environ)
+		if bytes.Contains(args, []byte(a.dir)) {
+			ours++
+		}
+	}
+	if ours == 0 {
+		t.Error("no process of the tunnel was looked at, and this proves nothing")
+	}
+	must(t, filepath.WalkDir(a.dir, func(file string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		if filepath.Ext(file) != ".key" {
+			b, err := os.ReadFile(file)
+			look(file, b)
+			return err
+		}
+		info, err := d.Info()
+		if err == nil && info.Mode().Perm() != 0o600 {
+			t.Errorf("%s has mode %04o", file, info.Mode().Perm())
+		}
+		return err
+	}))
+	for _, args := range [][]string{{"plan"}, {"plan", "--json"}, {"status"}, {"observe"}, {"audit", "--json"}, {"env", "--topology", "dp"}, {"unit"}, {"keygen"}} {
+		out, said, _ := a.run(args...)
+		look(strings.Join(args, " "), []byte(out+said))
 	}
 }
