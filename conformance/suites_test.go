@@ -107,7 +107,7 @@ func proofsE() []proof {
 
 func proofsF() []proof {
 	return slices.Concat([]proof{routesAreCatalogued}, attacksOnSpeech(), works(operationsOfSpeech()), formsAreRebuilt(), speechClientsPassUnchanged(),
-		[]proof{streamCountsAgree(), promptsAreNeverSeen, recordsHold})
+		[]proof{streamCountsAgree(), soundIsCharged, promptsAreNeverSeen, recordsHold})
 }
 
 // without is the proofs less one.
