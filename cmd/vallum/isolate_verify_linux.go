@@ -372,12 +372,13 @@ func (p *proof) wire(ctx context.Context, plan *isolate.Plan, own netip.AddrPort
 	return nil
 }
 
-// holder names who on this machine has the flow.
+// holder names who on this machine has the flow: the socket of the connection, otherwise who listens for it.
 func holder(snapshot *isolate.Snapshot, f wire.Flow) string {
-	for _, k := range snapshot.Sockets {
-		local := netip.AddrPortFrom(k.Local.Addr().Unmap(), k.Local.Port())
-		if local == f.From || local == f.To {
-			return fmt.Sprintf("%s (%d), %s", k.Process, k.PID, audit.Channel(k, 8000))
+	for _, whole := range []bool{true, false} {
+		for _, k := range snapshot.Sockets {
+			if k.Namespace == "" && k.Protocol == f.Protocol && k.PID != 0 && (has(k, f.From, whole) || has(k, f.To, whole)) {
+				return fmt.Sprintf("%s (%d), %s", k.Process, k.PID, audit.Channel(k, 8000))
+			}
 		}
 	}
 	for _, port := range []uint16{f.To.Port(), f.From.Port()} {
@@ -386,4 +387,10 @@ func holder(snapshot *isolate.Snapshot, f wire.Flow) string {
 		}
 	}
 	return "nobody holds it now"
+}
+
+// has reports whether an end of a flow is the socket's: by its address, or by its port alone where it listens on every one.
+func has(k isolate.Socket, end netip.AddrPort, whole bool) bool {
+	a := k.Local.Addr().Unmap()
+	return k.Local.Port() == end.Port() && (a == end.Addr() || !whole && k.Listening && a.IsUnspecified())
 }

@@ -170,6 +170,7 @@ func TestVerifyProvesInsideOutsideAndTheWire(t *testing.T) {
 		t.Errorf("token ids of no prompt: exit %d\n%s", code, out)
 	}
 	close(stop)
+	a.vllm(t, "VLLM::EngineCore", "0.0.0.0:5557")
 	clear := make(chan struct{})
 	done := make(chan struct{})
 	go func() {
@@ -179,6 +180,7 @@ func TestVerifyProvesInsideOutsideAndTheWire(t *testing.T) {
 			case <-clear:
 				return
 			case <-time.After(20 * time.Millisecond):
+				_, _ = b.dial(a.under, 5557, 50*time.Millisecond)
 				b.do(func() {
 					c, err := net.Dial("udp", netip.AddrPortFrom(a.under, 5557).String())
 					if err == nil {
@@ -192,7 +194,9 @@ func TestVerifyProvesInsideOutsideAndTheWire(t *testing.T) {
 	out, code = verify("--wire", "1s", "--text", "marked prompt")
 	close(clear)
 	<-done
-	if code != 1 || !strings.Contains(out, "with the marked prompt") || !strings.Contains(out, "KV events") {
+	// By the process that has it, the port and the channel; who has the datagrams is not known.
+	if tcp, udp := lineWith(out, "in clear: tcp"), lineWith(out, "in clear: udp"); code != 1 || !strings.Contains(tcp, ":5557, ") || !strings.Contains(tcp, ": VLLM::EngineCor (") ||
+		!strings.Contains(tcp, "KV events") || !strings.Contains(udp, "with the marked prompt") || !strings.Contains(udp, "KV events") || strings.Contains(udp, "VLLM::") {
 		t.Errorf("traffic past the tunnel: exit %d\n%s", code, out)
 	}
 	if out, code := verify("--wire", "100ms"); code != 3 || !strings.Contains(out, "inconclusive") {
