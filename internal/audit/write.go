@@ -14,7 +14,9 @@ import (
 // that must not be lost are tried, with those kept from before in front of them.
 func (l *Log) commit(batch []*entry) {
 	if l.shut {
-		fail(batch, ErrClosed)
+		for _, e := range batch {
+			e.err = ErrClosed
+		}
 		return
 	}
 	if l.refusing.Load() == nil {
@@ -34,12 +36,6 @@ func (l *Log) commit(batch []*entry) {
 	}
 	if len(must) > 0 {
 		l.putReserved(must)
-	}
-}
-
-func fail(batch []*entry, err error) {
-	for _, e := range batch {
-		e.err = err
 	}
 }
 
