@@ -355,18 +355,34 @@ func (g *Gate) Gone() {
 	}
 }
 
-// Gauge reads one of the gateway's metrics that has no labels.
+// Gauge reads one of the gateway's metrics that has no labels. A scrape that a busy machine makes too slow is refused, and
+// asked for again.
 func (g *Gate) Gauge(name string) string {
 	g.t.Helper()
-	m := regexp.MustCompile(`(?m)^` + name + ` (\S+)$`).FindStringSubmatch(g.Probe("/metrics"))
-	if m == nil {
-		g.t.Fatalf("there is no metric %q", name)
-	}
-	return m[1]
+	line, value := regexp.MustCompile(`(?m)^`+name+` (\S+)$`), ""
+	g.Eventually("/metrics", func() bool {
+		status, text := g.probe("/metrics")
+		if status == http.StatusServiceUnavailable {
+			return false
+		}
+		m := line.FindStringSubmatch(text)
+		if m == nil {
+			g.t.Fatalf("there is no metric %q in %d %s", name, status, text)
+		}
+		value = m[1]
+		return true
+	})
+	return value
 }
 
 // Probe gives what the probes listener answers.
 func (g *Gate) Probe(path string) string {
+	g.t.Helper()
+	_, text := g.probe(path)
+	return text
+}
+
+func (g *Gate) probe(path string) (status int, text string) {
 	g.t.Helper()
 	resp, err := http.Get(g.Probes + path)
 	if err != nil {
@@ -377,7 +393,7 @@ func (g *Gate) Probe(path string) string {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	return string(b)
+	return resp.StatusCode, string(b)
 }
 
 // NothingHeld waits until no request holds a slot, tokens or memory any more.
