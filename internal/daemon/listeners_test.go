@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"context"
+	"crypto/tls"
 	"io"
 	"net"
 	"net/http"
@@ -110,4 +111,19 @@ func TestTheAdministrationIsASocket(t *testing.T) {
 		t.Errorf("%d reloads are recorded", reloads)
 	}
 	refusesToStart(t, gatetest.Options{Config: "admin: unix:" + socket + "\n"}, "another process answers there")
+}
+
+// Nothing below TLS 1.2 is spoken, whatever the caller would take.
+func TestOldTLSIsRefused(t *testing.T) {
+	t.Parallel()
+	g := gatetest.Start(t, gatetest.Options{TLS: true})
+	for version, works := range map[uint16]bool{tls.VersionTLS10: false, tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
+		c, err := tls.Dial("tcp", strings.TrimPrefix(g.URL, "https://"), &tls.Config{RootCAs: g.Certificate().Pool, MinVersion: version, MaxVersion: version})
+		if (err == nil) != works {
+			t.Errorf("%s: %v", tls.VersionName(version), err)
+		}
+		if err == nil {
+			_ = c.Close()
+		}
+	}
 }
