@@ -50,8 +50,11 @@ type Daemon struct {
 	memory   *gateway.Memory
 	meter    *meter.Meter
 	salts    *salter
-	reloads  sync.Mutex // one snapshot is built at a time
-	keyLoads sync.Mutex // held while the keys are read and put in force
+	work     context.Context // of all that outlives the drain, and whoever asked for a reload; since serve
+	reading  sync.Mutex      // one file is read and applied at a time: an older one must not win
+	reloads  sync.Mutex      // one snapshot is built at a time
+	keyLoads sync.Mutex      // held while the keys are read and put in force
+	behind   bool            // the store's keys changed, and that is not in force or not recorded yet; watch's alone
 	current  atomic.Pointer[snapshot]
 	servers  map[string]*vllmServer // by name; under reloads
 	alive    map[string]bool        // what was last told of each; nil before the first screen; under reloads
@@ -158,6 +161,7 @@ func (d *Daemon) record(e audit.Event, detail string) {
 
 // serve listens, serves until ctx ends, and drains. work is the context of everything that must outlive the drain.
 func (d *Daemon) serve(ctx, work context.Context, conf *config.Config) error {
+	d.work = work
 	d.record(audit.Started, "")
 	if err := d.loadKeys(ctx); err != nil {
 		return err

@@ -23,6 +23,12 @@ func (d *Daemon) loadKeys(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the keys: %w", err)
 	}
+	d.enforce(stored)
+	return nil
+}
+
+// enforce makes these keys, and those of the key file, the ones that count. The caller holds keyLoads since it read them.
+func (d *Daemon) enforce(stored []store.Key) {
 	list := make([]authn.Key, 0, len(stored))
 	for _, k := range stored {
 		list = append(list, authn.Key{
@@ -35,7 +41,6 @@ func (d *Daemon) loadKeys(ctx context.Context) error {
 		list = s.withoutLostRoles(list)
 	}
 	d.keys.SetKeys(authn.NewKeys(list))
-	return nil
 }
 
 // withoutLostRoles takes away roles that the configuration does not have (any more), so that requests which run by

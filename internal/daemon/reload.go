@@ -65,21 +65,28 @@ func (d *Daemon) apply(ctx context.Context, conf *config.Config) error {
 		}
 		return err
 	}
-	if err := d.certs.load(conf); err != nil {
+	d.keyLoads.Lock()
+	defer d.keyLoads.Unlock()
+	stored, err := d.store.ListKeys(ctx) // what may fail comes before what is changed
+	if err == nil {
+		err = d.certs.load(conf)
+	}
+	if err != nil {
 		for _, s := range started {
 			s.close()
 		}
-		return err
+		return fmt.Errorf("putting the configuration in force: %w", err)
 	}
 	old := d.servers
 	d.servers = servers
 	d.install(next)
+	d.enforce(stored)
 	for name, s := range old {
 		if servers[name] != s {
 			s.close()
 		}
 	}
-	return d.loadKeys(ctx)
+	return nil
 }
 
 // awaitAnswers gives new servers a moment to answer before requests meet them: a changed timeout is no reason for a 503.
@@ -279,13 +286,16 @@ func (s *snapshot) effective() *config.Config {
 }
 
 // Reload reads the configuration again and makes it the one that counts; when anything is wrong with it, nothing changes.
-func (d *Daemon) Reload(ctx context.Context) error {
+// Once begun it is finished, and what it starts goes on, whether whoever asked for it is there or not.
+func (d *Daemon) Reload(context.Context) error {
+	d.reading.Lock()
+	defer d.reading.Unlock()
 	conf, err := d.options.Load()
 	if err == nil {
 		err = d.sameListeners(conf)
 	}
 	if err == nil {
-		err = d.apply(ctx, conf)
+		err = d.apply(d.work, conf)
 	}
 	if err != nil {
 		var problems *config.Problems
@@ -382,10 +392,12 @@ func (d *Daemon) watch(ctx context.Context) {
 	}
 }
 
-// pollKeys sees within 200 ms what `vallum keys` changed.
+// pollKeys sees within 200 ms what `vallum keys` changed. What fails is tried again the next time: the store tells of a
+// change once.
 func (d *Daemon) pollKeys(ctx context.Context, before []store.Key) []store.Key {
 	changed, err := d.store.Changed(ctx)
-	if err == nil && !changed {
+	d.behind = d.behind || changed
+	if err == nil && !d.behind {
 		return before
 	}
 	if err == nil {
@@ -401,6 +413,7 @@ func (d *Daemon) pollKeys(ctx context.Context, before []store.Key) []store.Key {
 	if err != nil {
 		return before
 	}
+	d.behind = false
 	d.noteKeys(before, after)
 	d.removeFirstKeyFile(after)
 	return after
