@@ -61,7 +61,8 @@ func TestPacketsAreJudged(t *testing.T) {
 		"no type of the tunnel's":           {[][]byte{tunnel, ip4(udp, "192.0.2.2:51820", "192.0.2.1:51820", append([]byte{5, 0, 0, 0}, make([]byte, 60)...))}, InClear},
 		"the tunnel, taken apart":           {[][]byte{fragment(tunnel, 7, 0, true), fragment(rest, 7, 88, false)}, Clean},
 		"part of something else":            {[][]byte{fragment(tunnel, 7, 0, true), fragment(rest, 8, 88, false)}, InClear},
-		"the tunnel's port, of a stranger":  {[][]byte{ip4(udp, "192.0.2.9:51820", "192.0.2.1:51820", nil)}, Inconclusive},
+		"the tunnel's port, of a stranger":  {[][]byte{ip4(udp, "192.0.2.9:51820", "192.0.2.1:51820", tunnel[28:]), ip4(udp, "192.0.2.1:51820", "192.0.2.9:51820", tunnel[28:])}, Inconclusive},
+		"a member's other port":             {[][]byte{tunnel, ip4(udp, "192.0.2.2:51821", "192.0.2.1:51820", tunnel[28:])}, InClear},
 		"rubbish":                           {[][]byte{{}, {0x45}, {0x60}, bytes.Repeat([]byte{0x4f}, 30), append([]byte{0x60, 0, 0, 0, 0, 0, 0}, make([]byte, 50)...)}, Inconclusive},
 	} {
 		w := watcher()
