@@ -1,6 +1,7 @@
 package vallum
 
 import (
+	"encoding/json"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -198,6 +199,52 @@ func TestBudgetsAreThoseOfThePage(t *testing.T) {
 	for what, n := range map[string]int{"Function ≤ %d ": maxFunctionLines, "file ≤ %d ": maxFileLines, "package ≤ %d ": maxPackageLines, "`main.go` ≤ %d ": maxMainLines, "core ≤ %d.": maxDataPathLines} {
 		if want := fmt.Sprintf(what, n); !strings.Contains(text, want) {
 			t.Errorf("ARCHITECTURE.md does not say %q", want)
+		}
+	}
+}
+
+// The figures of README's text are those of the tree and of the page that it names.
+func TestReadmeCountsWhatThereIs(t *testing.T) {
+	b, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.ReplaceAll(string(b), "\n", " ")
+	surfaces, err := filepath.Glob("internal/vllm/surface/[0-9]*.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	recordings, err := filepath.Glob("testdata/clients/*.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients := map[string]bool{}
+	for _, name := range recordings {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var r struct{ Client string }
+		if err := json.Unmarshal(b, &r); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		clients[r.Client] = true
+	}
+	model, err := os.ReadFile("docs/threat-model.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	need := regexp.MustCompile(`\| (\d+) need something`).FindStringSubmatch(string(model))
+	all := regexp.MustCompile(`(?m)^(\d+) entries about vLLM`).FindStringSubmatch(string(model))
+	if need == nil || all == nil {
+		t.Fatal("docs/threat-model.md counts no advisories: did its form change?")
+	}
+	for _, want := range []string{
+		fmt.Sprintf("What %d clients really send", len(clients)), fmt.Sprintf("checked against %d releases", len(surfaces)),
+		fmt.Sprintf("Of %s published advisories %s need something", all[1], need[1]),
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("README.md does not say %q", want)
 		}
 	}
 }
