@@ -119,16 +119,20 @@ func TestAManifestThatMakesNoSenseIsRefused(t *testing.T) {
 			m.Overlay[0] = m.Overlay[0].Masked()
 			m.Nodes[1].Endpoint = mustEndpoint("10.99.0.9:1")
 		},
-		`has no address of its own in 10.99.0.0/24`: func(m *Manifest) { m.Nodes[1].Addresses[0] = m.Nodes[1].Addresses[0].Prev().Prev() },
-		`serial is missing`:                         func(m *Manifest) { m.Serial = 0 },
-		`expires is missing`:                        func(m *Manifest) { m.Expires = time.Time{} },
-		`format 2 is not known`:                     func(m *Manifest) { m.Format = 2 },
-		`role "admin" is not one of vllm, gateway`:  func(m *Manifest) { m.Nodes[0].Roles = []string{"admin"} },
-		`node "a" has no role`:                      func(m *Manifest) { m.Nodes[0].Roles = nil },
-		`public_key is not a WireGuard key`:         func(m *Manifest) { m.Nodes[0].PublicKey = "none" },
-		`node "a\nb" has no proper name`:            func(m *Manifest) { m.Nodes[0].Name = "a\nb" },
-		`nodes is empty`:                            func(m *Manifest) { m.Nodes = nil },
-		`of fleet "other", the pinned key of "lab"`: func(m *Manifest) { m.Fleet = "other" },
+		`has no address of its own in 10.99.0.0/24`:      func(m *Manifest) { m.Nodes[1].Addresses[0] = m.Nodes[1].Addresses[0].Prev().Prev() },
+		`overlay range ::ffff:10.99.0.0/120 is no range`: func(m *Manifest) { m.Overlay[0] = netip.MustParsePrefix("::ffff:10.99.0.0/120") },
+		`overlay range 127.0.0.0/8 is no range`:          func(m *Manifest) { m.Overlay[0] = netip.MustParsePrefix("127.0.0.0/8") },
+		`overlay range fe80::/10 is no range`:            func(m *Manifest) { m.Overlay[1] = netip.MustParsePrefix("fe80::/10") },
+		`overlay range 224.0.0.0/8 is no range`:          func(m *Manifest) { m.Overlay[0] = netip.MustParsePrefix("224.0.0.0/8") },
+		`serial is missing`:                              func(m *Manifest) { m.Serial = 0 },
+		`expires is missing`:                             func(m *Manifest) { m.Expires = time.Time{} },
+		`format 2 is not known`:                          func(m *Manifest) { m.Format = 2 },
+		`role "admin" is not one of vllm, gateway`:       func(m *Manifest) { m.Nodes[0].Roles = []string{"admin"} },
+		`node "a" has no role`:                           func(m *Manifest) { m.Nodes[0].Roles = nil },
+		`public_key is not a WireGuard key`:              func(m *Manifest) { m.Nodes[0].PublicKey = "none" },
+		`node "a\nb" has no proper name`:                 func(m *Manifest) { m.Nodes[0].Name = "a\nb" },
+		`nodes is empty`:                                 func(m *Manifest) { m.Nodes = nil },
+		`of fleet "other", the pinned key of "lab"`:      func(m *Manifest) { m.Fleet = "other" },
 	} {
 		_, err := Open(signed(t, private, edit), public)
 		if err == nil || !strings.Contains(err.Error(), want) {

@@ -169,6 +169,10 @@ func (m *Manifest) checkOverlay(say func(string, ...any)) {
 		if !p.IsValid() || p != p.Masked() || p.IsSingleIP() || p.Bits() < 8 {
 			say("overlay range %s is not a network of 8 bits or longer; did you mean %s?", p, p.Masked())
 		}
+		if a := p.Addr(); a.Is4In6() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsMulticast() {
+			// Rules for one family would not see the other's packets, and the kernel treats the rest as no network's.
+			say("overlay range %s is no range for nodes; choose one such as 10.99.0.0/24 or fd00:99::/64", p)
+		}
 		for _, other := range m.Overlay[:i] {
 			if p.Addr().Is4() == other.Addr().Is4() {
 				say("overlay ranges %s and %s are of one family; one of each is enough", other, p)
