@@ -234,7 +234,8 @@ func newIsolateExec(s streams) *cobra.Command {
 		Use:   "exec --topology T -- COMMAND",
 		Short: "Starts vLLM as the topology needs it, if the overlay holds",
 		Long: "exec sets the environment, and adds the flags of `isolate env` that COMMAND does not give. A flag that COMMAND gives\n" +
-			"with another value is refused: half of a setting makes vLLM hang, or talk in clear.",
+			"with another value is refused: half of a setting makes vLLM hang, or talk in clear. So is an environment that sends\n" +
+			"NCCL or UCX past the overlay.",
 		Example: "  vallum isolate exec --topology dp -- vllm serve Qwen/Qwen3-8B",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -259,7 +260,15 @@ func newIsolateExec(s streams) *cobra.Command {
 			if err != nil {
 				return usageError{err}
 			}
-			return execWith(s, setting, args)
+			plan, _, err := apply.State{Dir: n.state}.Applied()
+			if err != nil {
+				return err
+			}
+			environ := withSetting(os.Environ(), setting)
+			if err := refuseEnvironment(environ, snapshot, plan); err != nil {
+				return fmt.Errorf("vLLM is not started: %w", err)
+			}
+			return execWith(s, setting, args, environ)
 		},
 	}
 	in.flags(c)
@@ -268,7 +277,7 @@ func newIsolateExec(s streams) *cobra.Command {
 }
 
 // execWith becomes the command.
-func execWith(s streams, setting *env.Setting, args []string) error {
+func execWith(s streams, setting *env.Setting, args, environ []string) error {
 	args, added, err := setting.Complete(args)
 	if err != nil {
 		return err
@@ -280,10 +289,34 @@ func execWith(s streams, setting *env.Setting, args []string) error {
 	if err != nil {
 		return fmt.Errorf("vLLM is not started: %w", err)
 	}
-	environ := os.Environ()
+	return syscall.Exec(program, args, environ)
+}
+
+// withSetting is the environment with the setting's variables in the place of what it had.
+func withSetting(environ []string, setting *env.Setting) []string {
 	for _, e := range setting.Env {
 		environ = slices.DeleteFunc(environ, func(s string) bool { return strings.HasPrefix(s, e.Name+"=") })
 		environ = append(environ, e.Name+"="+e.Value)
 	}
-	return syscall.Exec(program, args, environ)
+	return environ
+}
+
+// refuseEnvironment refuses what audit would find in the running process: a variable that exec does not set itself may
+// still send NCCL or UCX past the overlay.
+func refuseEnvironment(environ []string, snapshot *isolate.Snapshot, plan *isolate.Plan) error {
+	one := isolate.Process{PID: os.Getpid(), Of: "vllm", From: os.Getpid(), Settings: map[string]string{}}
+	for _, e := range environ {
+		if name, value, _ := strings.Cut(e, "="); slices.Contains(isolate.SettingNames, name) {
+			one.Settings[name] = value
+		}
+	}
+	// Of the machine only its devices: other processes are the audit's to judge.
+	alone := &isolate.Snapshot{Bypasses: snapshot.Bypasses, Processes: []isolate.Process{one}}
+	var wrong []error
+	for _, v := range audit.Judge(audit.Input{Snapshot: alone, Plan: plan}).Settings {
+		if v.Verdict == audit.NotProtected || v.Verdict == audit.Outside {
+			wrong = append(wrong, fmt.Errorf("the environment has %s=%q: %s", v.Name, v.Value, v.Why))
+		}
+	}
+	return errors.Join(wrong...)
 }

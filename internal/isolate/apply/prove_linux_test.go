@@ -1,6 +1,7 @@
 package apply_test
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -223,6 +224,18 @@ func TestExecStartsNothingWithoutTheOverlay(t *testing.T) {
 	out, said, code := a.run(command...)
 	if want := "10.99.0.1 " + a.device + " --data-parallel-size 2"; code != 0 || !strings.HasPrefix(out, want) {
 		t.Errorf("exit %d: %q, want %q…\n%s", code, out, want, said)
+	}
+	for _, past := range []string{"NCCL_NET=IB", "UCX_TLS=rc,tcp", "UCX_NET_DEVICES=mlx5_0:1"} {
+		c := a.command(command...)
+		c.Env = append(c.Env, past)
+		var both bytes.Buffer
+		c.Stdout, c.Stderr = &both, &both
+		a.do(func() { must(t, c.Start()) })
+		_ = c.Wait()
+		name, _, _ := strings.Cut(past, "=")
+		if out := both.String(); c.ProcessState.ExitCode() != 1 || !strings.Contains(out, "vLLM is not started: the environment has "+name+"=") || strings.Contains(out, "10.99.0.1 ") {
+			t.Errorf("with %s: exit %d %s", past, c.ProcessState.ExitCode(), out)
+		}
 	}
 	a.do(func() { must(t, linkDownOf(t, a.device)) })
 	if _, said, code := a.run(command...); code != 1 || !strings.Contains(said, "is down") {
