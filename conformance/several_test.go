@@ -4,6 +4,7 @@ package conformance
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/vallum/vallum/conformance/realvallum"
 	"github.com/vallum/vallum/conformance/realvllm"
@@ -26,7 +28,7 @@ func proofsH() []proof {
 		{"a model of two servers is asked of both in turn", bothInTurn},
 		{"an operation without a model reaches the server that X-Vallum-Upstream names, and no other", namedUpstream},
 		secretsAreNeverSeen, recordsAreWhole,
-		{"one of two servers is killed: its clients get an end, the other's go on, new requests go to the other", oneOfTwoIsKilled}, // ends a server
+		{"one of two servers is killed: its clients get an end, the other's go on, new requests go to the other, from the first on", oneOfTwoIsKilled}, // ends a server
 	}
 }
 
@@ -72,12 +74,13 @@ func (g *gate) upstreamOf(p *report.Proof, id string) string {
 	if err != nil {
 		p.Fatal(err)
 	}
-	for _, r := range records {
+	up := ""
+	for _, r := range records { // admitted for the one that was picked, ended at the one that answered
 		if r["id"] == id && r["upstream"] != nil {
-			return fmt.Sprint(r["upstream"])
+			up = fmt.Sprint(r["upstream"])
 		}
 	}
-	return ""
+	return up
 }
 
 // eachToItsOwn: each server refuses the other's key and answers 404 to the
@@ -203,11 +206,13 @@ func namedUpstream(p *report.Proof, s *stand) {
 // requests for it.
 func oneOfTwoIsKilled(p *report.Proof, s *stand) {
 	s.needGate(p)
-	g, err := fleet.startGate(s, "killed", faultTimeouts)
+	// Whole answers of 300 tokens take their time on a machine with other work.
+	g, err := fleet.startGate(s, "killed", strings.Replace(faultTimeouts, "first_byte: 6s", "first_byte: 18s", 1))
 	if err != nil {
 		p.NotRun("%v", err)
 	}
 	defer g.Stop()
+	quiet := quietGates(p, s)
 	clients := clientsInFlight("both", 300) // some go on to their end
 	running := followAll(p, g.as("anna"), slices.Concat(clients, clients)...)
 	if !running.running() {
@@ -216,6 +221,7 @@ func oneOfTwoIsKilled(p *report.Proof, s *stand) {
 	if err := s.vllm.Signal(syscall.SIGKILL); err != nil {
 		p.Fatal(err)
 	}
+	quiet.meetTheDeath(p, s)
 	// While the others run. The first may still find a connection that is just
 	// breaking: it gets an error, is never sent twice, and is on record.
 	failed := 0
@@ -260,4 +266,80 @@ func oneOfTwoIsKilled(p *report.Proof, s *stand) {
 	if !strings.Contains(ready, "left") {
 		p.Errorf("/readyz does not name the server that is gone: %s", ready)
 	}
+}
+
+// quiet are gateways of which nobody asks anything while a server dies: they
+// learn of it by the first request. Two, for either may look at /health in that
+// moment.
+type quiet []*gate
+
+func quietGates(p *report.Proof, s *stand) (gates quiet) {
+	p.Helper()
+	for i := range 2 {
+		g, err := fleet.startGate(s, fmt.Sprintf("quiet-%d", i), faultTimeouts)
+		if err != nil {
+			p.NotRun("%v", err)
+		}
+		p.Cleanup(func() { g.Stop() })
+		for range 2 { // a connection to each
+			if err := ok(`"choices"`)(g.as("anna").do(p, about("both"))); err != nil {
+				p.Fatal(err)
+			}
+		}
+		gates = append(gates, g)
+	}
+	return gates
+}
+
+// meetTheDeath waits until nobody listens where the server was, and asks: every
+// request is answered, also the one that was to go to it.
+func (q quiet) meetTheDeath(p *report.Proof, s *stand) {
+	p.Helper()
+	for late := time.Now().Add(10 * time.Second); ; {
+		_, err := s.vllm.Client().Get(s.vllm.URL + "/health")
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			break
+		}
+		if time.Now().After(late) {
+			p.Fatalf("10 s after its end the server's port answers: %v", err)
+		}
+		<-time.After(time.Millisecond)
+	}
+	before, asked, passed := s.arrivedAt(p, "/v1/chat/completions"), 0, 0
+	for _, g := range q {
+		for range 2 {
+			got := g.as("anna").do(p, about("both"))
+			asked++
+			up := g.upstreamOf(p, got.header.Get("X-Request-Id"))
+			if got.status != http.StatusOK || up != "right" {
+				p.Errorf("a request after the death, at %q: %s", up, got)
+			}
+			if g.admittedFor(p, got.header.Get("X-Request-Id")) == "left" {
+				passed++
+			}
+		}
+	}
+	if passed == 0 {
+		p.Error("no request was admitted for the server that is gone: nothing is shown")
+	}
+	// Others that run meanwhile are logged when they end.
+	if got := s.since(p, "/v1/chat/completions", before); got["left"] != 0 || got["right"] < asked {
+		p.Errorf("of %d requests %v arrived", asked, got)
+	}
+	p.Logf("%d of %d requests were admitted for the server that had died, and answered by the other", passed, asked)
+}
+
+// admittedFor is the server that was picked for a request when it was admitted.
+func (g *gate) admittedFor(p *report.Proof, id string) string {
+	p.Helper()
+	records, err := realvallum.Records(g.State)
+	if err != nil {
+		p.Fatal(err)
+	}
+	for _, r := range records {
+		if r["id"] == id && r["event"] == "admitted" {
+			return fmt.Sprint(r["upstream"])
+		}
+	}
+	return ""
 }
