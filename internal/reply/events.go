@@ -64,6 +64,7 @@ var doneData = []byte("[DONE]")
 func (r *Reply) observe(e event) {
 	if r.dialect() == vllm.OpenAI || bytes.HasSuffix(e.name, []byte(".delta")) || string(e.name) == "content_block_delta" {
 		r.content++
+		r.pace.Event(e.data)
 	}
 }
 
@@ -132,7 +133,7 @@ func (r *Reply) slow(raw []byte, e event) []byte {
 		}
 	default:
 		if f.noChoices && !f.usageAt.empty() {
-			r.final, r.content = true, r.content-1
+			r.final, r.content, r.pace = true, r.content-1, vllm.Pace{} // no estimate is needed any more
 			if r.options.InjectedUsage {
 				return nil
 			}

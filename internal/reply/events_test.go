@@ -57,6 +57,20 @@ func TestChatStream(t *testing.T) {
 	}
 }
 
+// Who leaves a stream of which vLLM joined the tokens got more than one in each event.
+func TestJoinedTokensAreCountedOfWhoLeaves(t *testing.T) {
+	op, _ := vllm.ByID("chat.create")
+	r := New(Options{Operation: op, Model: "tiny", Stream: true})
+	for range 10 {
+		r.Event([]byte(chunk(" one")))
+	}
+	r.Event([]byte(chunk(strings.Repeat(" one", 1000))))
+	r.Finish(verdict.ClientLeft)
+	if n := r.Chunks(); n < 900 || n > 1100 {
+		t.Errorf("%d tokens of 1010", n)
+	}
+}
+
 func TestUsageOfAChatStream(t *testing.T) {
 	r := New(Options{Operation: operation(t, "chat.create"), InjectedUsage: true, Stream: true})
 	stream(r, verdict.Complete, chunk("a"), chunk("b"), usageChunk, done)

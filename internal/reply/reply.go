@@ -34,8 +34,9 @@ type Reply struct {
 	final   bool  // the usage that sums everything was seen
 	events  int64 // all events but comments
 	content int64 // events with text in them
-	ended   bool  // the dialect's last event, or the whole answer, was seen
-	closed  bool  // Finish was called
+	pace    vllm.Pace
+	ended   bool // the dialect's last event, or the whole answer, was seen
+	closed  bool // Finish was called
 	cause   verdict.Ended
 	failed  bool   // an error event stood in the stream
 	aborted bool   // the engine dropped the request
@@ -73,8 +74,8 @@ func (r *Reply) Usage() vllm.Usage {
 	return u
 }
 
-// Chunks is how many events with generated text passed: at least one token each.
-func (r *Reply) Chunks() int64 { return r.content }
+// Chunks is how many tokens the events with generated text had, as far as these tell: at least one each.
+func (r *Reply) Chunks() int64 { return r.content + r.pace.Joined() }
 
 // UpMessage is the upstream's own error text, for the operator only, at most 2 KiB; "" when there was none.
 func (r *Reply) UpMessage() string { return r.said }
