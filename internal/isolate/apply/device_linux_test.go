@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl"
 
 	"github.com/vallum/vallum/internal/isolate/fleet"
@@ -98,6 +99,34 @@ func TestDownSaysWhenItIsGivenTheWrongFolder(t *testing.T) {
 	if out, _ := a.must(t, "down"); !strings.Contains(out, "are removed") {
 		t.Errorf("down: %s", out)
 	}
+}
+
+// One at a time changes the machine, and who undoes a plan undoes his own and no other.
+func TestOneAtATimeChangesTheMachine(t *testing.T) {
+	l := newLab(t, "a", "b")
+	a := l.hosts["a"]
+	l.sign(nil, "a", "b")
+	before := a.state(t)
+	held, err := os.OpenFile(a.file("lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	must(t, err)
+	must(t, unix.Flock(int(held.Fd()), unix.LOCK_EX))
+	for _, args := range [][]string{{"up", "--accept-cut", "--hosts", a.file("hosts")}, {"down"}, {"confirm"}} {
+		if _, said, code := a.run(args...); code != 1 || !strings.Contains(said, "another vallum isolate is at work on this machine") || a.state(t) != before {
+			t.Errorf("%s: exit %d %s", args[0], code, said)
+		}
+	}
+	must(t, held.Close())
+	r := a.rise(t)
+	a.must(t, "rollback", "--token", "of-another", "--after", "0s")
+	if out, _ := a.must(t, "status"); !strings.Contains(out, "not confirmed yet") {
+		t.Errorf("another's rollback: %s", out)
+	}
+	a.must(t, "confirm")
+	if code, said := r.end(); code != 0 {
+		t.Errorf("exit %d %s", code, said)
+	}
+	a.must(t, "rollback", "--token", "of-another", "--after", "0s")
+	a.must(t, "status")
 }
 
 // A plan that fails half way is undone, by up itself.
