@@ -62,10 +62,14 @@ const (
 func (m Medium) Strange() *Field { return strange[m] }
 
 var strange = map[Medium]*Field{
-	Picture: {Name: "picture", Action: Pass, Affected: &Affected{Until: "0.32.0"},
-		Why: "not PNG, JPEG, GIF, WebP, BMP, TIFF or AVIF: before 0.32 vLLM gives it to all of Pillow's readers, one of which runs Ghostscript"},
-	Sound: {Name: "sound", Action: Pass, Affected: &Affected{Until: "0.29.0"},
-		Why: "not WAV, FLAC, Ogg, WebM, MP3 or AAC: before 0.29 FFmpeg's reader of Immersive Audio writes past its memory (GHSA-m52c-39rh-f3gp)"},
+	Picture: {
+		Name: "picture", Action: Pass, Affected: &Affected{Until: "0.32.0"},
+		Why: "not PNG, JPEG, GIF, WebP, BMP, TIFF or AVIF: before 0.32 vLLM gives it to all of Pillow's readers, one of which runs Ghostscript",
+	},
+	Sound: {
+		Name: "sound", Action: Pass, Affected: &Affected{Until: "0.29.0"},
+		Why: "not WAV, FLAC, Ogg, WebM, MP3 or AAC: before 0.29 FFmpeg's reader of Immersive Audio writes past its memory (GHSA-m52c-39rh-f3gp)",
+	},
 }
 
 // Action is what becomes of a field that is present and not null.
