@@ -137,3 +137,30 @@ func TestPagesNameCommandsAndFlagsThatThereAre(t *testing.T) {
 		}
 	}
 }
+
+// A page that names a file of the tree names one that is there; doc.go too, whose five files a newcomer reads first.
+func TestPagesNameFilesThatThereAre(t *testing.T) {
+	pages := handWritten(t)
+	b, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages["doc.go"] = string(b)
+	path := regexp.MustCompile("(?:^|[\\s`(])((?:internal|cmd|conformance|tools|docs|examples|testdata)/[A-Za-z0-9_./-]*[A-Za-z0-9_]\\.(?:go|md|json|py|txt|yaml|sh|mod|golden))\\b")
+	named := 0
+	for page, text := range pages {
+		for _, m := range path.FindAllStringSubmatch(text, -1) {
+			named++
+			beside := filepath.Join(filepath.Dir(page), m[1])
+			if _, err := os.Stat(m[1]); err == nil {
+				continue
+			}
+			if _, err := os.Stat(beside); err != nil {
+				t.Errorf("%s names the file %s, which is not there", page, m[1])
+			}
+		}
+	}
+	if named < 20 {
+		t.Errorf("%d files are named: did the form of the pages change?", named)
+	}
+}
