@@ -113,13 +113,25 @@ func (s streams) tellGates(gates []gate) {
 	const column = 19
 	indent := strings.Repeat(" ", column)
 	for _, g := range gates {
-		fmt.Fprintf(s.out, "  release          %s: not for vLLM %s\n%s%s\n", g.Pointer, g.Affected, indent, screen.Wrap(g.Why, indent, column, screenColumns))
-		for _, one := range g.Servers {
-			may := "may not have it"
-			if one.May {
-				may = "may have it"
+		fmt.Fprintf(s.out, "  release          %s: not for vLLM %s\n", g.Pointer, g.Affected)
+		for _, line := range []string{g.Why, g.those(true, "may have it"), g.those(false, "may not have it")} {
+			if line != "" {
+				fmt.Fprintf(s.out, "%s%s\n", indent, screen.Wrap(line, indent, column, screenColumns))
 			}
-			fmt.Fprintf(s.out, "%supstream %s, vLLM %s, %s\n", indent, one.Name, one.Release, may)
 		}
 	}
+}
+
+// those names the upstreams of one answer, each with its release; "" when there are none.
+func (g gate) those(may bool, words string) string {
+	var names []string
+	for _, one := range g.Servers {
+		if one.May == may {
+			names = append(names, fmt.Sprintf("%s (vLLM %s)", one.Name, one.Release))
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return words + ": " + strings.Join(names, ", ")
 }

@@ -121,7 +121,7 @@ func more(rest []upstream.State) string {
 	if len(dead) > 0 {
 		text += ", of which not alive: " + strings.Join(dead, ", ")
 	}
-	return text + "; vallum check --print lists them, /readyz at probes says which are alive"
+	return text + "; vallum check --print lists them, /readyz says how they are"
 }
 
 // Wrap breaks a text between words into lines of at most that many columns, where its words allow it. The first line
