@@ -42,8 +42,8 @@ func (p *plain) read(b []byte, r *http.Request) (size int, ok bool) {
 	for fields != "" {
 		line, fields, _ = strings.Cut(fields, "\r\n")
 		name, value, colon := strings.Cut(line, ":")
-		if !colon || len(p.values) == maxPlain || !plainName(name) || !visible(value) ||
-			!p.field(r, textproto.CanonicalMIMEHeaderKey(name), strings.Trim(value, " ")) {
+		name, ok = canonical(name)
+		if !ok || !colon || len(p.values) == maxPlain || !visible(value) || !p.field(r, name, strings.Trim(value, " ")) {
 			return 0, false
 		}
 	}
@@ -93,14 +93,21 @@ func (p *plain) field(r *http.Request, name, value string) bool {
 	return err == nil && len(p.header) > before
 }
 
-// plainName reports whether a name is of letters, digits and hyphens.
-func plainName(name string) bool {
+// canonical is the name as net/http spells it; false for one that is not of letters, digits and hyphens.
+func canonical(name string) (string, bool) {
+	spelt, last := true, byte('-')
 	for i := range len(name) {
-		if !letterOrDigit(name[i]) && name[i] != '-' {
-			return false
+		c := name[i]
+		if !letterOrDigit(c) && c != '-' {
+			return "", false
 		}
+		spelt = spelt && (c < 'A' || (c <= 'Z') == (last == '-')) // a capital where a word begins, and nowhere else
+		last = c
 	}
-	return name != ""
+	if !spelt {
+		name = textproto.CanonicalMIMEHeaderKey(name)
+	}
+	return name, name != ""
 }
 
 func letterOrDigit(c byte) bool {
