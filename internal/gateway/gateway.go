@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/vallum/vallum/internal/audit"
@@ -222,5 +221,7 @@ func newID() string {
 	if _, err := rand.Read(b[:]); err != nil {
 		panic(err) // crypto/rand never fails on the systems we run on (Go 1.24 and later crash the program)
 	}
-	return "req_" + strings.ToLower(base32.StdEncoding.EncodeToString(b[:]))
+	return "req_" + ids.EncodeToString(b[:])
 }
+
+var ids = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567")
