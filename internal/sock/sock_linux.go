@@ -45,8 +45,9 @@ type direction struct {
 	step func(fd uintptr) bool // made once; false: the socket is not ready
 }
 
-// most is what package net moves with one call.
-const most = 1 << 30
+// most is what one call moves, so that it holds the processor for some tens of microseconds and no longer: while it
+// runs, the garbage collector waits.
+const most = 256 << 10
 
 // Read reads what there is, waiting for something until the deadline.
 func (c *conn) Read(p []byte) (int, error) {
