@@ -99,6 +99,16 @@ func (s *spread) post(path string, body doc, wait time.Duration, header ...strin
 func (s *spread) prompt(p *report.Proof) (text string, needles [][]byte) {
 	p.Helper()
 	text = fmt.Sprintf("the marked prompt %s: ", randomHex()) + strings.Repeat("sphinx of black quartz judge my vow ", 12)
+	needles, err := wire.Needles(s.tokens(p, text), text[:48])
+	if err != nil {
+		p.Fatal(err)
+	}
+	return text, needles
+}
+
+// tokens are ids of the text that stand side by side, as vLLM itself tells them.
+func (s *spread) tokens(p *report.Proof, text string) []uint32 {
+	p.Helper()
 	a, err := s.post("/tokenize", doc{"model": nodes.Served, "prompt": text}, answering)
 	if err != nil || a.status != http.StatusOK {
 		p.Fatalf("/tokenize: %v %s", err, a)
@@ -107,11 +117,7 @@ func (s *spread) prompt(p *report.Proof) (text string, needles [][]byte) {
 	if err := json.Unmarshal(a.body, &got); err != nil || len(got.Tokens) < 160 {
 		p.Fatalf("/tokenize: %v, %d tokens", err, len(got.Tokens))
 	}
-	needles, err = wire.Needles(got.Tokens[2:40], text[:48])
-	if err != nil {
-		p.Fatal(err)
-	}
-	return text, needles
+	return got.Tokens[2:40]
 }
 
 // complete has the prompt completed by an engine of the rank; -1 is any.

@@ -282,9 +282,48 @@ func (d *duel) wire(p *report.Proof, _ *stand) {
 	})
 	wantTunnelOnly(p, s.lab, r, needles)
 	p.Logf("in the tunnel: %s", flows(r.Flows(nodes.Tunnel)))
+	d.verified(p, s, text)
 	wantTunnelOnly(p, s.lab, s.boot, nil)
 	if asked := s.boot.Find(reverseName); len(asked) > 0 {
 		p.Errorf("names of overlay addresses are asked for in clear: %s", flows(asked))
+	}
+}
+
+// verified asks `isolate verify --wire` for the same: it finds the prompt inside the tunnel and nothing outside, and proves
+// nothing by token ids that no prompt has.
+func (d *duel) verified(p *report.Proof, s *stood, text string) {
+	p.Helper()
+	ids := s.tokens(p, text)
+	backwards := slices.Clone(ids)
+	slices.Reverse(backwards)
+	for _, row := range []struct {
+		ids  []uint32
+		code int
+		want string
+	}{{ids, 0, "the marked prompt crossed inside the tunnel in"}, {backwards, 3, "was not seen inside the tunnel either"}} {
+		list := strings.ReplaceAll(strings.Trim(fmt.Sprint(row.ids), "[]"), " ", ",")
+		var r nodes.Result
+		var err error
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			r, err = s.a().Vallum(p.Context(), "verify", "--wire", "10s", "--tokens", list)
+		}()
+		for ended := false; !ended; {
+			s.mustComplete(p, text, d.ranks...)
+			select {
+			case <-done:
+				ended = true
+			default:
+			}
+		}
+		if status := new(nodes.StatusError); err != nil && !errors.As(err, &status) {
+			p.Fatal(err)
+		}
+		if r.Code != row.code || !strings.Contains(r.Out, row.want) {
+			p.Errorf("isolate verify --wire: want exit %d and %q: %s", row.code, row.want, r)
+		}
+		p.Logf("isolate verify --wire: %s", r)
 	}
 }
 

@@ -36,7 +36,8 @@ type Recording struct {
 	mu      sync.Mutex
 	flows   map[Flow][]segment
 	kept    int
-	lost    int
+	lost    int   // packets that are not in it
+	failed  error // of asking that
 	stop    atomic.Bool
 	stopped chan struct{}
 }
@@ -76,7 +77,7 @@ func (r *Recording) read(fd int, ports map[int]bool) {
 	defer unix.Close(fd)
 	b := make([]byte, 1<<17)
 	for {
-		n, from, err := unix.Recvfrom(fd, b, 0)
+		n, from, err := unix.Recvfrom(fd, b, unix.MSG_TRUNC) // n is the packet's length, whatever of it there was room for
 		if err != nil {
 			if r.stop.Load() {
 				break // nothing came for a while: what was sent before Stop has been read
@@ -85,15 +86,17 @@ func (r *Recording) read(fd int, ports map[int]bool) {
 		}
 		at, ok := from.(*unix.SockaddrLinklayer)
 		if ok && at.Pkttype != unix.PACKET_OUTGOING && ports[at.Ifindex] {
-			r.add(b[:n])
+			r.add(b[:min(n, len(b))], n > len(b))
 		}
 	}
 	stats, err := unix.GetsockoptTpacketStats(fd, unix.SOL_PACKET, unix.PACKET_STATISTICS)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err != nil || stats.Drops > 0 {
-		r.lost++
+	if err != nil {
+		r.failed = fmt.Errorf("asking how many packets were lost: %w", err)
+		return
 	}
+	r.lost += int(stats.Drops)
 }
 
 // Stop ends the recording. A recording that missed a packet is an error, for nothing can be said of it.
@@ -101,18 +104,21 @@ func (r *Recording) Stop() error {
 	r.stop.Store(true)
 	<-r.stopped
 	if r.lost > 0 {
-		return fmt.Errorf("the recording of the wire has holes: %d bytes kept of at most %d", r.kept, maxRecorded)
+		return fmt.Errorf("the recording of the wire has holes: %d packets are not in it, %d bytes are, of at most %d", r.lost, r.kept, maxRecorded)
 	}
-	return nil
+	return r.failed
 }
 
-func (r *Recording) add(frame []byte) {
+func (r *Recording) add(frame []byte, cut bool) {
 	f, s, ok := parse(frame)
 	if !ok {
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if cut {
+		r.lost++
+	}
 	if r.kept += len(s.payload); r.kept > maxRecorded {
 		r.lost++
 		return
