@@ -1,6 +1,7 @@
 package apply_test
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -126,6 +127,27 @@ func TestOneAtATimeChangesTheMachine(t *testing.T) {
 		t.Errorf("exit %d %s", code, said)
 	}
 	a.must(t, "rollback", "--token", "of-another", "--after", "0s")
+	a.must(t, "status")
+}
+
+// wireguard-go is told what to do by a file. Two network namespaces that share the file system and a device's name must not
+// configure each other's.
+func TestANamespaceLeavesTheDeviceOfAnotherAlone(t *testing.T) {
+	l := newLab(t, "a", "b")
+	a, b := l.hosts["a"], l.hosts["b"]
+	l.sign(nil, "a", "b")
+	a.up(t)
+	must(t, os.WriteFile(b.file("vallum.yaml"), fmt.Appendf(nil, "isolate: {fleet_key: %q, device: %s}\n", l.public, a.device), 0o644))
+	before := b.state(t)
+	if _, said, code := b.run("up", "--hosts", b.file("hosts"), "--accept-cut"); code != 1 || !strings.Contains(said, "unix socket in use") || b.state(t) != before {
+		t.Errorf("exit %d %s", code, said)
+	}
+	c, err := wgctrl.New()
+	must(t, err)
+	defer c.Close()
+	if d, err := c.Device(a.device); err != nil || d.PublicKey.String() != a.key {
+		t.Errorf("the device has the key %s, not %s: %v", d.PublicKey, a.key, err)
+	}
 	a.must(t, "status")
 }
 

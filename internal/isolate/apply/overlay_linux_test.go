@@ -186,6 +186,7 @@ func TestADeadTunnelAndAWrongRouteLeakNothing(t *testing.T) {
 
 	// Supervisor and all: now there is no device, and the prohibit route answers at once.
 	b.killTunnel(t, true)
+	eventually(t, "the device is gone with its process", open, func() bool { return !b.has(b.device) })
 	_, err = b.dial(a.over, 29501, open)
 	if !errors.Is(err, syscall.EACCES) {
 		t.Errorf("with a dead tunnel the kernel says %v, not that it is prohibited", err)

@@ -39,16 +39,17 @@ type Keys struct {
 // deleted. ready is called when the overlay is up. The device ends with the process; its keys and addresses come back
 // with the next one, and connections through it go on.
 func Serve(ctx context.Context, p *isolate.Plan, keys Keys, ready func()) error {
-	t, err := tun.CreateTUN(p.Device, p.MTU)
-	if err != nil {
-		return fmt.Errorf("making device %q: %w", p.Device, err)
-	}
-	d := device.NewDevice(t, conn.NewDefaultBind(), device.NewLogger(device.LogLevelError, p.Device+" "))
-	defer d.Close()
+	// Before the device: whoever finds that one may configure it, and must not reach another's by this socket.
 	socket, err := ipc.UAPIOpen(p.Device)
 	if err != nil {
 		return fmt.Errorf("opening the control socket of %q: %w", p.Device, err)
 	}
+	t, err := tun.CreateTUN(p.Device, p.MTU)
+	if err != nil {
+		return errors.Join(fmt.Errorf("making device %q: %w", p.Device, err), socket.Close())
+	}
+	d := device.NewDevice(t, conn.NewDefaultBind(), device.NewLogger(device.LogLevelError, p.Device+" "))
+	defer d.Close()
 	control, err := ipc.UAPIListen(p.Device, socket)
 	if err != nil {
 		return fmt.Errorf("listening on the control socket of %q: %w", p.Device, err)
