@@ -31,7 +31,7 @@ func (d *Daemon) front(base context.Context, l config.Listener, t config.Timeout
 		return f
 	}
 	f.TLS = tlsConfig(func() *tls.Certificate { return d.certs.of(l.TLS.Certificate) })
-	f.second = newServer(f.Handler, t, base, d.log)
+	f.second = newServer(overHTTP2(f.Handler, time.Duration(t.Write)), t, base, d.log)
 	f.second.Protocols = new(http.Protocols)
 	f.second.Protocols.SetHTTP2(true)
 	f.second.HTTP2 = &http.HTTP2Config{

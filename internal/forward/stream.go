@@ -214,10 +214,6 @@ func (s *relay) flush() {
 	if err := s.rc.Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) && s.gone == nil {
 		s.gone = err
 	}
-	if _, second := s.w.(http.Pusher); second { // HTTP/2 resets a stream whose deadline passes though nothing is written then
-		_ = s.rc.SetWriteDeadline(time.Time{})
-		s.writeBy = time.Time{}
-	}
 }
 
 // finish ends the stream in its dialect and completes the outcome.

@@ -216,27 +216,3 @@ func (c *corked) pull() {
 	c.held = nil
 	_, _ = c.Conn.Write(held)
 }
-
-// A stream may be silent for longer than a caller may take to read: its writes have deadlines, its silence has not.
-func TestASilentStreamOutlivesTheWriteDeadlineOverHTTP2(t *testing.T) {
-	f := listen(t, func(f *fake, c net.Conn, br *bufio.Reader) {
-		f.request(br)
-		_, _ = io.WriteString(c, streamHead)
-		_, _ = io.WriteString(c, chunked("data: x\n\n"))
-		<-time.After(1500 * time.Millisecond)
-		_, _ = io.WriteString(c, chunked(doneEvent)+"0\r\n\r\n")
-	})
-	u, c := f.upstream(func(t *Target) { t.Timeouts.Write = time.Second }), streamCall(t)
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { u.Send(r.Context(), w, c) }))
-	server.EnableHTTP2 = true
-	server.StartTLS()
-	defer server.Close()
-	response, err := server.Client().Get(server.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer shut(response.Body)
-	if all, err := io.ReadAll(response.Body); response.ProtoMajor != 2 || err != nil || string(all) != "data: x\n\n"+doneEvent {
-		t.Errorf("%s: %q, %v", response.Proto, all, err)
-	}
-}

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vallum/vallum/internal/vllmtest"
 )
 
 // ended reads frames until the stream or the connection is over, and says how: "data", at its end, or "cut".
@@ -126,4 +128,59 @@ func TestFloodsOverHTTP2AreBounded(t *testing.T) { // not in parallel: it looks 
 		_ = c.Close()
 	}
 	g.NothingHeld()
+}
+
+// A client that gives its streams no window cannot keep what answers them, be it refused or not.
+func TestAnswersOverHTTP2ThatNobodyTakesAreLetGo(t *testing.T) { // not in parallel: it counts goroutines
+	g := Start(t, Options{TLS: true, Config: "timeouts: {write: 500ms}"})
+	if a := g.Do(g.Chat("app")); a.Status != 200 {
+		t.Fatalf("%d %s", a.Status, a.Body)
+	}
+	before := runtime.NumGoroutine()
+	c := g.http2()
+	if _, err := c.Write(frame(4, 0, 0, []byte{0, 4, 0, 0, 0, 0})); err != nil { // SETTINGS_INITIAL_WINDOW_SIZE: 0
+		t.Fatal(err)
+	}
+	for i, fieldsOf := range [][]string{
+		{":method", "GET", ":path", "/v1/models"},
+		{":method", "GET", ":path", "/v1/models", "authorization", "Bearer " + g.Secret("app")},
+		{":method", "GET", ":path", "/v1/models/other", "authorization", "Bearer " + g.Secret("app")},
+		{":method", "POST", ":path", "/pause", "authorization", "Bearer " + g.Secret("app")},
+		{":method", "OPTIONS", ":path", "/v1/models", "origin", "https://elsewhere"},
+		{":method", "GET", ":path", "//"},
+	} {
+		head := fields(append([]string{":scheme", "https", ":authority", "gate"}, fieldsOf...)...)
+		for j := range 20 {
+			if _, err := c.Write(frame(1, 5, uint32(2*(20*i+j)+1), head)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	g.Eventually("the streams", func() bool { return runtime.NumGoroutine() > before+60 })
+	g.Eventually("their end", func() bool { return runtime.NumGoroutine() < before+20 })
+	_ = c.Close()
+	g.NothingHeld()
+}
+
+// A stream may be silent for longer than a caller may take to read: writes have deadlines, silence has none.
+func TestASilentStreamOutlivesTheWriteDeadline(t *testing.T) {
+	t.Parallel()
+	g := Start(t, Options{TLS: true, Config: "timeouts: {write: 1s}", Fake: vllmtest.Options{Words: words}})
+	for _, how := range over {
+		if !how.tls {
+			continue
+		}
+		g.Fake.Next(vllmtest.Behaviour{Stepped: true})
+		resp := begin(t, g, g.client(how.proto), Request{Path: "/v1/chat/completions", Key: g.Secret("app"), Body: streams[0].body})
+		for k := range streams[0].events - 1 {
+			if k < 2 {
+				<-time.After(1500 * time.Millisecond)
+			}
+			g.Fake.Step()
+		}
+		if b, err := io.ReadAll(resp.Body); err != nil || !strings.HasSuffix(string(b), "data: [DONE]\n\n") {
+			t.Errorf("%s: %q, %v", how.name, b, err)
+		}
+		_ = resp.Body.Close()
+	}
 }
