@@ -5,7 +5,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/vallum/vallum/internal/audit"
 	"github.com/vallum/vallum/internal/gatetest"
 	"github.com/vallum/vallum/internal/vllmtest"
 )
@@ -92,4 +94,52 @@ func TestARepliesCapIsTheConfigurations(t *testing.T) {
 	if a := g.Do(g.Chat("app")); a.Status != 200 {
 		t.Errorf("the next one: %d %s", a.Status, a.Body)
 	}
+}
+
+// Segments are sealed by size and deleted by age as the file says, and what is left verifies.
+func TestTheLogIsCutAndKeptAsTheFileSays(t *testing.T) {
+	t.Parallel()
+	g := gatetest.Start(t, gatetest.Options{Config: "audit: {max_segment: 8KiB, retain: 1s}\n"})
+	dir := filepath.Join(g.State, "audit")
+	first := ""
+	g.Eventually("the end of the first segment", func() bool {
+		if a := g.Do(g.Chat("app")); a.Status != 200 {
+			t.Fatalf("%d %s", a.Status, a.Body)
+		}
+		segments, err := filepath.Glob(filepath.Join(dir, "*.jsonl"))
+		if err != nil || len(segments) == 0 {
+			t.Fatalf("%q %v", segments, err)
+		}
+		if first == "" {
+			first = segments[0]
+		}
+		return segments[0] != first
+	})
+	if err := g.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	key, err := os.ReadFile(filepath.Join(dir, "log.pub"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report, err := audit.Verify(dir, strings.TrimSpace(string(key)), nil); err != nil || !report.OK() || report.First < 2 {
+		t.Errorf("what is left does not hold: %+v %v", report, err)
+	}
+}
+
+// A client that does not read is let go after the time that the file gives it, and what it held comes back.
+func TestAClientThatDoesNotReadIsLetGoInTheFilesTime(t *testing.T) {
+	t.Parallel()
+	g := gatetest.Start(t, gatetest.Options{Config: "timeouts: {write: 300ms}\n", Fake: vllmtest.Options{Words: 100_000}}) // more than sockets hold
+	resp, err := g.Open(gatetest.Request{Path: "/v1/chat/completions", Key: g.Secret("app"), Body: `{"model":"tiny","stream":true,"messages":[]}`})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	began := time.Now()
+	r := g.Record(resp.Header.Get("X-Request-Id"))
+	if took := time.Since(began); r.Ended != audit.EndedClientLeft || took < 250*time.Millisecond || took > 10*time.Second {
+		t.Errorf("after %s: %+v", took, r)
+	}
+	g.NothingHeld()
 }
