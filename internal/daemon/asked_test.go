@@ -121,3 +121,23 @@ func TestAnOlderFileDoesNotWin(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The probes may listen where strangers reach them: a body that is announced and never comes holds no connection.
+func TestAProbeWithABodyThatNeverComesIsLetGo(t *testing.T) {
+	t.Parallel()
+	g := gatetest.Start(t, gatetest.Options{Config: "timeouts: {header: 300ms}"})
+	c, err := net.Dial("tcp", strings.TrimPrefix(g.Probes, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = c.Close() }()
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(c, "GET /livez HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(c); err != nil || !strings.HasPrefix(string(b), "HTTP/1.1 200 OK") {
+		t.Errorf("%q, %v", b, err)
+	}
+}

@@ -41,7 +41,9 @@ func (d *Daemon) listen(work context.Context, conf *config.Config) (clients, oth
 		if o.address == "" || o.address == "off" {
 			continue
 		}
-		s, err := add(o.address, false, newServer(o.handler, conf.Timeouts, base, d.log))
+		h := newServer(o.handler, conf.Timeouts, base, d.log)
+		h.ReadTimeout, h.WriteTimeout = h.ReadHeaderTimeout, h.ReadHeaderTimeout+time.Minute // nothing here has a body or streams; a reload takes seconds
+		s, err := add(o.address, false, h)
 		if err != nil {
 			return nil, nil, errors.Join(fmt.Errorf("%w%s", err, otherPort(o.address, conf)), closeAll(opened))
 		}
