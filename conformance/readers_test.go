@@ -41,6 +41,7 @@ var readerProofs = []proof{
 	{"a form that is accepted, rebuilt, reads the same in a real Starlette", formsReadAlike},
 	{"a form's values arrive in a real Starlette and nothing else: no file name, no type, no header of a part, no unknown field", headersStayBehind},
 	{"a form that Starlette reads otherwise than a checker never arrives there", oddFormsNeverArrive},
+	{"a schema that kills the process that makes vLLM's grammar of it is refused, and the worst that passes does not", schemasThatEndTheServer},
 }
 
 // TestReaders needs no running vLLM, only the HTTP stack of its venv.

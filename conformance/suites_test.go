@@ -128,7 +128,7 @@ func proofsG() []proof {
 		works(granted), pythonClientsPassUnchanged(),
 		[]proof{corpusPasses, countsAgree(granted, 2, "openai", "anthropic"), hangUpStopsTheEngine},
 		[]proof{promptsAreNeverSeen, secretsAreNeverSeen, recordsHold},
-		[]proof{terminatedWithStreams}, // ends the server
+		[]proof{stopIDsEndTheEngine}, // ends the server
 	)
 }
 
