@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"github.com/vallum/vallum/internal/sock"
 )
 
 // conn is one connection to an upstream. One request at a time uses it.
@@ -34,12 +36,10 @@ func newConn(rw, raw net.Conn) *conn {
 	_, secure := rw.(*tls.Conn)
 	c := &conn{rw: rw, raw: raw, secure: secure, br: bufio.NewReaderSize(rw, 4<<10)}
 	if sc, ok := raw.(syscall.Conn); ok {
-		if system, err := sc.SyscallConn(); err == nil {
-			c.system = system
-		}
+		c.system, _ = sc.SyscallConn() // nil with an error
 	}
 	c.look = func(fd uintptr) bool {
-		c.open = peek(fd)
+		c.open = sock.Quiet(fd)
 		return true
 	}
 	return c

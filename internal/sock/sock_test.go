@@ -137,6 +137,34 @@ func TestAnEndThatIsResetIsAnError(t *testing.T) {
 	}
 }
 
+func TestQuietIsAnOpenSocketWithNothingToRead(t *testing.T) {
+	other, ours := pair(t, "tcp")
+	system, err := ours.(syscall.Conn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	quiet := func() (is bool) {
+		if err := system.Read(func(fd uintptr) bool { is = Quiet(fd); return true }); err != nil {
+			t.Fatal(err)
+		}
+		return is
+	}
+	if !quiet() {
+		t.Error("nothing was sent")
+	}
+	_, _ = io.WriteString(other, "x")
+	if quiet() || quiet() {
+		t.Error("a byte lies there")
+	}
+	if _, err := ours.Read(make([]byte, 1)); err != nil || !quiet() {
+		t.Errorf("the byte was read: %v", err)
+	}
+	_ = other.Close()
+	if quiet() {
+		t.Error("the other side is gone")
+	}
+}
+
 func TestWhatIsNoSocketStaysAsItIs(t *testing.T) {
 	a, b := net.Pipe()
 	defer a.Close()
