@@ -87,12 +87,13 @@ func TestMergeOfAStream(t *testing.T) {
 
 func FuzzReadUsage(f *testing.F) {
 	f.Add(`{"usage":{"prompt_tokens":431,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":384}}}`)
+	f.Add(`{"duration":"2.5","text":"x"}`)
 	f.Add(`[{"meta":{"billed_units":{"input_tokens":1}}}]`)
 	f.Fuzz(func(t *testing.T, raw string) {
-		for _, id := range []string{"chat.create", "messages.create", "embed.v2"} {
+		for _, id := range []string{"chat.create", "messages.create", "embed.v2", "audio.translations"} {
 			op, _ := ByID(id)
 			u, ok := ReadUsage(op, []byte(raw))
-			if u.Prompt < 0 || u.Cached < 0 || u.Cached > u.Prompt || u.Completion < 0 || u.Prompt > maxTokens || !ok && u != (Usage{}) {
+			if u.Prompt < 0 || u.Cached < 0 || u.Cached > u.Prompt || u.Completion < 0 || u.Prompt > maxTokens || u.Seconds < 0 || u.Seconds > maxTokens || !ok && u != (Usage{}) {
 				t.Fatalf("%s: ReadUsage(%q) = %+v, %v", id, raw, u, ok)
 			}
 		}
