@@ -174,5 +174,9 @@ func (s State) Holds() error {
 }
 
 func (s State) holds(p *isolate.Plan) error {
-	return errors.Join(tunnel.Up(p), nft.Check(p.Rules), tunnel.Prohibited(p))
+	up := tunnel.Up(p)
+	if up == nil {
+		up = tunnel.Peers(p)
+	}
+	return errors.Join(up, nft.Check(p.Rules), tunnel.Prohibited(p))
 }

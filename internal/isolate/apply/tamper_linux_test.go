@@ -2,6 +2,8 @@ package apply_test
 
 import (
 	"bytes"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,9 +16,12 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"golang.zx2c4.com/wireguard/wgctrl"
+	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
 	"github.com/vallum/vallum/internal/isolate"
 	"github.com/vallum/vallum/internal/isolate/fleet"
+	"github.com/vallum/vallum/internal/isolate/ipnet"
 )
 
 // counter is what the rules of that name have counted.
@@ -303,6 +308,37 @@ func withoutCounts(s string) string {
 		}
 	}
 	return b.String()
+}
+
+// A key that is not of the fleet, a member that may send as another, and one that is missing: each is seen, and mended.
+func TestChangedPeersAreFound(t *testing.T) {
+	l := newLab(t, "a", "b", "c")
+	a, b := l.hosts["a"], l.hosts["b"]
+	l.sign(nil, "a", "b", "c")
+	a.up(t)
+	client, err := wgctrl.New()
+	must(t, err)
+	defer client.Close()
+	key, err := wgtypes.ParseKey(b.key)
+	must(t, err)
+	stranger, err := wgtypes.GenerateKey()
+	must(t, err)
+	for want, peer := range map[string]wgtypes.PeerConfig{
+		"has a peer " + stranger.PublicKey().String() + " that is not of the plan": {PublicKey: stranger.PublicKey()},
+		"may send as 10.99.0.77/32, which is not its own":                          {PublicKey: key, AllowedIPs: []net.IPNet{*ipnet.Of(netip.MustParsePrefix("10.99.0.77/32"))}},
+		"may not send as all of":                                                   {PublicKey: key, ReplaceAllowedIPs: true, AllowedIPs: []net.IPNet{*ipnet.Of(netip.PrefixFrom(b.over, 32))}},
+		"lacks the peer " + b.key:                                                  {PublicKey: key, Remove: true},
+	} {
+		must(t, client.ConfigureDevice(a.device, wgtypes.Config{Peers: []wgtypes.PeerConfig{peer}}))
+		if _, said, code := a.run("status"); code != 1 || !strings.Contains(said, want) {
+			t.Errorf("status: exit %d, want %q: %s", code, want, said)
+		}
+		if _, said, code := a.run("exec", "--topology", "dp", "--", "echo", "RUNS"); code != 1 || !strings.Contains(said, want) {
+			t.Errorf("exec: exit %d, want %q: %s", code, want, said)
+		}
+		a.must(t, "up", "--hosts", a.file("hosts"))
+		a.must(t, "status")
+	}
 }
 
 func TestOldExpiredAndForgedManifestsAreRefused(t *testing.T) {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -232,6 +234,44 @@ func Up(p *isolate.Plan) error {
 		if !have[a] {
 			return fmt.Errorf("the overlay's address %s is not on device %q", a, p.Device)
 		}
+	}
+	return nil
+}
+
+// Peers says how the device's peers differ from the plan's: a key that is not of the fleet, or one that may send as more
+// than itself, is in the overlay. Where a peer is reached is not compared: WireGuard learns that.
+func Peers(p *isolate.Plan) error {
+	client, err := wgctrl.New()
+	if err != nil {
+		return fmt.Errorf("opening WireGuard's control: %w", err)
+	}
+	defer func() { _ = client.Close() }()
+	d, err := client.Device(p.Device)
+	if err != nil {
+		return fmt.Errorf("reading device %q: %w", p.Device, err)
+	}
+	want := map[string][]netip.Prefix{}
+	for _, peer := range p.Peers {
+		want[peer.PublicKey] = peer.Allowed
+	}
+	for _, peer := range d.Peers {
+		key := peer.PublicKey.String()
+		allowed, ours := want[key]
+		if !ours {
+			return fmt.Errorf("device %q has a peer %s that is not of the plan", p.Device, key)
+		}
+		delete(want, key)
+		for _, n := range peer.AllowedIPs {
+			if !slices.Contains(allowed, ipnet.Prefix(&n)) {
+				return fmt.Errorf("on device %q the peer %s may send as %s, which is not its own", p.Device, key, n.String())
+			}
+		}
+		if len(peer.AllowedIPs) != len(allowed) {
+			return fmt.Errorf("on device %q the peer %s may not send as all of %v", p.Device, key, allowed)
+		}
+	}
+	for key := range want {
+		return fmt.Errorf("device %q lacks the peer %s", p.Device, key)
 	}
 	return nil
 }
