@@ -153,8 +153,10 @@ func TestQuietIsAnOpenSocketWithNothingToRead(t *testing.T) {
 		t.Error("nothing was sent")
 	}
 	_, _ = io.WriteString(other, "x")
-	if quiet() || quiet() {
-		t.Error("a byte lies there")
+	for range 2 {
+		if quiet() {
+			t.Error("a byte lies there")
+		}
 	}
 	if _, err := ours.Read(make([]byte, 1)); err != nil || !quiet() {
 		t.Errorf("the byte was read: %v", err)
