@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 
+	"github.com/vallum/vallum/internal/daemon/screen"
 	"github.com/vallum/vallum/internal/isolate/measure"
 	"github.com/vallum/vallum/internal/isolate/wire"
 )
@@ -48,14 +49,14 @@ func (p *proof) unsure(format string, args ...any) {
 	p.inconclusive = true
 	what := fmt.Sprintf(format, args...)
 	p.Notes = append(p.Notes, what)
-	p.say("?     %s", what)
+	p.say("?     %s", screen.Wrap(what, "      ", 6, screenColumns))
 }
 
 // note is what neither holds nor fails.
 func (p *proof) note(format string, args ...any) {
 	what := fmt.Sprintf(format, args...)
 	p.Notes = append(p.Notes, what)
-	p.say("      %s", what)
+	p.say("      %s", screen.Wrap(what, "      ", 6, screenColumns))
 }
 
 // say prints what JSON has in a field of its own.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vallum/vallum/internal/daemon/screen"
 	"github.com/vallum/vallum/internal/isolate"
 	"github.com/vallum/vallum/internal/isolate/apply"
 	"github.com/vallum/vallum/internal/isolate/audit"
@@ -251,7 +252,7 @@ func (p *proof) bypasses() error {
 	}
 	for _, b := range snapshot.Bypasses {
 		p.NotProtected = append(p.NotProtected, b.Text())
-		p.say("NOT PROTECTED: %s", b.Text())
+		p.say("%s", screen.Wrap("NOT PROTECTED: "+b.Text(), "      ", 0, screenColumns))
 	}
 	return nil
 }
