@@ -164,3 +164,17 @@ func TestPagesNameFilesThatThereAre(t *testing.T) {
 		t.Errorf("%d files are named: did the form of the pages change?", named)
 	}
 }
+
+// The table of packages has every one of the first level, so that a newcomer finds what is below.
+func TestThePackagesAreInTheTable(t *testing.T) {
+	page := handWritten(t)["ARCHITECTURE.md"]
+	entries, err := os.ReadDir("internal")
+	if err != nil || len(entries) < 20 {
+		t.Fatalf("%d packages, %v", len(entries), err)
+	}
+	for _, e := range entries {
+		if e.IsDir() && !strings.Contains(page, "["+e.Name()+"](internal/"+e.Name()+")") {
+			t.Errorf("ARCHITECTURE.md has no row for internal/%s", e.Name())
+		}
+	}
+}
