@@ -65,7 +65,7 @@ func TestEveryChangeOfTheRulesIsSeen(t *testing.T) {
 	}}
 	const table = "inet " + isolate.TableName
 	for script, want := range map[string]string{
-		"add table " + table + " { flags dormant; }":                                                 "guard nothing",
+		"add table " + table + " { flags dormant; }":                                                 "its rules are there and may guard nothing",
 		"chain " + table + " input { policy accept; }":                                               "missing: input: policy drop",
 		"add rule " + table + " input accept":                                                        "not ours: input: a rule with comment",
 		"insert rule " + table + ` input counter accept comment "refused"`:                           `not ours: input: a rule with comment "refused"`,

@@ -157,6 +157,10 @@ func (in Input) connection(k isolate.Socket) (Verdict, string) {
 	switch {
 	case to.IsLoopback() || from == to:
 		return Inside, "loopback"
+	case k.Past != "":
+		return Outside, fmt.Sprintf("in another network namespace, with a device %q that this machine's rules do not see", k.Past)
+	case k.Namespace != "" && (in.overlay(from) || in.overlay(to)):
+		return Outside, "in another network namespace, to which this overlay does not lead: the address is somebody else's there"
 	case in.overlay(from) && in.overlay(to) && in.Rules == nil:
 		return Inside, "on the overlay"
 	case in.overlay(from) && in.overlay(to):
@@ -216,7 +220,7 @@ func (in Input) apiPort() uint16 {
 // hint names the setting that is missing. With one of them missing vLLM hangs at its start without a word; what tells
 // is who listens on the underlay, who waits for a peer there, and that the rules count refusals.
 func (in Input) hint(k isolate.Socket) []string {
-	if in.Plan == nil || len(in.Plan.Addresses) == 0 {
+	if in.Plan == nil || len(in.Plan.Addresses) == 0 || k.Namespace != "" { // devices and addresses are others there
 		return nil
 	}
 	if k.Opening {

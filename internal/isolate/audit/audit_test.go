@@ -28,6 +28,12 @@ func connect(process, from, to string) isolate.Socket {
 	return isolate.Socket{Protocol: "tcp", Local: netip.MustParseAddrPort(from), Remote: netip.MustParseAddrPort(to), PID: 7, Process: process, Of: "vllm"}
 }
 
+// away is the socket in another network namespace, with a device that the rules do not see, or "".
+func away(k isolate.Socket, past string) isolate.Socket {
+	k.Namespace, k.Past = "net:[2]", past
+	return k
+}
+
 // The rows are sockets that were seen on the real vLLM over two nodes.
 func TestSocketsAreJudged(t *testing.T) {
 	for _, row := range []struct {
@@ -48,6 +54,11 @@ func TestSocketsAreJudged(t *testing.T) {
 		{connect("vllm", "192.0.2.1:50000", "203.0.113.9:443"), Inside, "engine", "no member", ""},
 		{isolate.Socket{Protocol: "tcp", Listening: true, Local: netip.MustParseAddrPort("0.0.0.0:8000"), Of: "vllm", Namespace: "net:[2]"}, Guarded, "HTTP API", "not-forwarded", ""},
 		{isolate.Socket{Protocol: "tcp", Listening: true, Local: netip.MustParseAddrPort("0.0.0.0:8000"), Of: "vllm", Namespace: "net:[2]", Past: "net1"}, Outside, "HTTP API", `with a device "net1" that this machine's rules do not see`, ""},
+		{away(connect("VLLM::EngineCor", "192.0.2.7:37600", "192.0.2.8:57195"), "eth0"), Outside, "message queue", `with a device "eth0" that this machine's rules do not see`, ""},
+		{away(connect("VLLM::EngineCor", "10.99.0.1:37600", "10.99.0.2:57195"), ""), Outside, "message queue", "to which this overlay does not lead", ""},
+		{away(connect("VLLM::EngineCor", "172.17.0.2:37600", "203.0.113.9:443"), ""), Inside, "message queue", "no member", ""},
+		{away(connect("VLLM::EngineCor", "172.17.0.2:37600", "172.17.0.2:443"), "eth0"), Inside, "message queue", "loopback", ""},
+		{away(listen("VLLM::EngineCor", "192.0.2.7:41000"), "eth0"), Outside, "message queue", "that this machine's rules do not see", ""},
 	} {
 		r := Judge(Input{Snapshot: &isolate.Snapshot{Sockets: []isolate.Socket{row.k}}, Plan: plan(), Counters: map[string]uint64{"input refused": 9}})
 		f := r.Findings[0]

@@ -133,7 +133,7 @@ func awake(c *nftables.Conn) error {
 	}
 	for _, t := range tables {
 		if t.Name == isolate.TableName && t.Flags != 0 {
-			return fmt.Errorf("table %q has flags %#x (dormant is 1): its rules are there and guard nothing", t.Name, t.Flags)
+			return fmt.Errorf("table %q is dormant, or has another flag that we did not set: its rules are there and may guard nothing", t.Name)
 		}
 	}
 	return nil
