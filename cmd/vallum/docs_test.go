@@ -25,7 +25,7 @@ func commandsMarkdown() string {
 	b.WriteString("# Commands\n\n" +
 		"Generated from the commands' own help; a test keeps the two equal: `go test ./cmd/vallum -run TestCommandsMarkdown -update`.\n\n" +
 		"Standard output is the answer, standard error the rest: messages begin with `vallum:`, what to do about it with `hint:`. Exit code\n" +
-		"0 is yes, 1 is no or could not be done, 2 is asked wrongly. `--json` prints the answer for machines. Colour is used on a terminal\n" +
+		"0 is yes, 1 is no or could not be done, 2 is asked wrongly; `isolate audit` and `isolate verify` have 3 and 4 as well. `--json` prints the answer for machines. Colour is used on a terminal\n" +
 		"only, and never where `NO_COLOR` is set. `vallum completion SHELL` prints completions.\n")
 	commandMarkdown(&b, newRoot(streams{}), 1)
 	return b.String()
