@@ -139,6 +139,11 @@ func (c counting) run(p *report.Proof, s *stand) {
 			p.Logf("%v %v: prompt %v, completion %v, %v, %v", r["operation"], r["status"], r["prompt_tokens"], r["completion_tokens"], r["usage"], r["ended"])
 		}
 	}
+	for _, r := range ended {
+		if used := amount(r, "prompt_tokens") + amount(r, "completion_tokens"); used > amount(r, "reserved_tokens") {
+			p.Errorf("%v used %v tokens, and %v were reserved", r["operation"], used, r["reserved_tokens"])
+		}
+	}
 	if by := s.gate.metricTokens(p).since(metrics); by != recorded {
 		p.Errorf("the records say %v, the metrics %v", recorded, by)
 	}
