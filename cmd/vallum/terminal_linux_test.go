@@ -18,6 +18,9 @@ import (
 func terminal(t *testing.T, columns uint16) (screen, tty *os.File) {
 	t.Helper()
 	screen, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
+	if err != nil && os.Getenv("CI") != "true" {
+		t.Skipf("NOT RUN: there are no terminals here: %v", err)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
