@@ -74,6 +74,31 @@ func TestSocketsAreJudged(t *testing.T) {
 	}
 }
 
+// Who opened a connection shows by the listener on its port: one that somebody else opened came past the rules.
+func TestAConnectionThatSomebodyElseOpenedIsOutside(t *testing.T) {
+	listener, from := listen("vllm", "0.0.0.0:8000"), connect("vllm", "192.0.2.1:8000", "203.0.113.9:50000")
+	for name, row := range map[string]struct {
+		sockets []isolate.Socket
+		want    Verdict
+	}{
+		"to a listener":                           {[]isolate.Socket{listener, from}, Outside},
+		"without one":                             {[]isolate.Socket{from}, Inside},
+		"to a listener of another namespace":      {[]isolate.Socket{away(listener, ""), from}, Guarded},
+		"of this machine, to its own listener":    {[]isolate.Socket{listener, connect("vllm", "192.0.2.1:8000", "192.0.2.1:50000")}, Guarded},
+		"over the overlay, from the gateway":      {[]isolate.Socket{listener, connect("vllm", "10.99.0.1:8000", "10.99.0.9:50000")}, Guarded},
+		"with the rules not as they should be":    {[]isolate.Socket{connect("vllm", "10.99.0.1:8000", "10.99.0.9:50000")}, Outside},
+		"a listener, rules not as they should be": {[]isolate.Socket{listen("vllm", "10.99.0.1:8000")}, Outside},
+	} {
+		in := Input{Snapshot: &isolate.Snapshot{Sockets: row.sockets}, Plan: plan()}
+		if strings.Contains(name, "not as they should be") {
+			in.Rules = errors.New("missing")
+		}
+		if r := Judge(in); r.Verdict != row.want {
+			t.Errorf("%s: %s, %+v", name, r.Verdict, r.Findings)
+		}
+	}
+}
+
 func TestNothingIsGreenWithoutReason(t *testing.T) {
 	k := []isolate.Socket{listen("VLLM::EngineCor", "10.99.0.1:41000")}
 	for name, in := range map[string]Input{
