@@ -111,7 +111,7 @@ var reasons = [reasonCount]info{
 	FeatureNotEnabled:     {"feature_not_enabled", 400, invalid, invalid, "The model server has this feature switched off.", "vLLM was started without the flag that the feature needs; the gateway's log has vLLM's message.", 0, false},
 	UnsupportedByUpstream: {"unsupported_by_upstream", 400, invalid, invalid, "The model server does not support a parameter of the request.", "vLLM refused a field; the gateway's log has its message.", 0, false},
 	UpstreamRefused:       {"upstream_refused", 400, invalid, invalid, "The model server refused the request.", "vLLM answered 4xx; the gateway's log has its message. `upstream_errors: pass` shows it to callers.", 0, false},
-	Revoked:               {"revoked", 401, "authentication_error", "authentication_error", "The API key was revoked.", "The key was revoked, or lost the role, while its request was running.", 0, false},
+	Revoked:               {"revoked", 401, "authentication_error", "authentication_error", "The API key was revoked or has expired.", "The key was revoked, expired, or lost the role, while its request was running; the record of the key says which.", 0, false},
 	CallerLeft:            {"client_left", 499, invalid, invalid, "The caller left before the answer began.", "The client closed its connection; nothing is wrong here. 499 is nginx's status for it, and nobody reads it.", 0, true},
 	ShuttingDown:          {"shutting_down", 503, serverErr, overloaded, "The gateway is shutting down.", "SIGTERM: running requests may end until `timeouts.drain` is over, new ones are refused.", time.Second, false},
 	InternalError:         {"internal_error", 500, serverErr, apiError, "The gateway failed.", "A panic was caught; the log has its stack. Report it.", 0, true},
