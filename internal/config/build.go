@@ -7,8 +7,11 @@ import (
 	"github.com/vallum/vallum/internal/policy"
 )
 
-// maxBuffered is the memory for bodies where the file names none.
-const maxBuffered = 256 << 20
+// What holds where the file says nothing.
+const (
+	maxBuffered = 256 << 20        // bytes of memory for bodies
+	maxAudio    = 10 * time.Minute // vLLM's own bound on sound
+)
 
 // Defaults fills in what the file does not say. Nothing that it fills in opens anything.
 func (c *Config) Defaults() {
@@ -25,7 +28,7 @@ func (c *Config) Defaults() {
 	size(&c.Bodies.MaxForm, 32<<20)
 	size(&c.Bodies.MaxBuffered, maxBuffered)
 	size(&c.Bodies.MaxReply, 64<<20)
-	length(&c.Bodies.MaxAudio, 10*time.Minute)
+	length(&c.Bodies.MaxAudio, maxAudio)
 	length(&c.Timeouts.Header, 10*time.Second)
 	length(&c.Timeouts.Body, time.Minute)
 	length(&c.Timeouts.Idle, 90*time.Second)

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/vallum/vallum/internal/policy"
 	"github.com/vallum/vallum/internal/vllm"
@@ -184,6 +185,7 @@ func (c *Config) checkRoles(d *decoder) {
 		if r.Limits.Burst > 0 && r.Limits.RequestsPerMinute == 0 {
 			d.at("roles."+name+".limits.burst", "there are no requests_per_minute that it could be a burst of", "requests_per_minute: 600 beside it; for requests at the same time: concurrent")
 		}
+		c.checkSound(d, name, r)
 	}
 	for alias, target := range c.Aliases {
 		if alias == "" || target == "" {
@@ -203,6 +205,20 @@ func (c *Config) checkRoles(d *decoder) {
 		d.at(path, p.What, p.Right)
 	}
 	c.checkModels(d)
+}
+
+// checkSound refuses a budget of tokens in which no request of an operation fits that the role names.
+func (c *Config) checkSound(d *decoder, name string, r Role) {
+	longest, budget := c.Bodies.MaxAudio, int64(r.Limits.TokensPerMinute)
+	length(&longest, maxAudio)
+	least := int64(time.Duration(longest)/time.Second) * policy.SoundTokens
+	for _, o := range r.Operations {
+		if op, ok := vllm.ByID(o.ID); ok && op.Request == vllm.FormBody && 0 < budget && budget <= least {
+			d.at("roles."+name+".limits.tokens_per_minute", fmt.Sprintf("%d is not more than what the sound of one request of %s reserves", budget, o.ID),
+				fmt.Sprintf("more than %d, or bodies.max_audio and the servers' VLLM_MAX_AUDIO_DECODE_DURATION_S below %s", least, time.Duration(longest)))
+			return
+		}
+	}
 }
 
 // checkModels refuses model names that no upstream serves, where every upstream says what it serves.

@@ -37,9 +37,9 @@ const (
 	// decodedSound is vLLM's own bound on sound, in seconds. All of its decoders hold it, whatever a file says of itself
 	// (multimodal/media/audio.py of 0.28.0 to 0.32.0).
 	decodedSound = 600
-	// soundTokens is what a second of sound costs: 100, the most that any model of vLLM counts for it (a frame each 10 ms:
+	// SoundTokens is what a second of sound costs: 100, the most that any model of vLLM counts for it (a frame each 10 ms:
 	// get_num_audio_tokens of Whisper, FunASR and FireRedASR2 in 0.32.0), and what it tells in the usage of a stream.
-	soundTokens = 100
+	SoundTokens = 100
 	// soundPiece is how many seconds further each piece begins into which vLLM cuts sound at the least: max_audio_clip_s is 30 or more in all
 	// models of 0.32.0 that cut, and pieces overlap by 1. Each piece is a run of the model.
 	soundPiece = 29
@@ -75,7 +75,7 @@ func (g Grant) Tokens(b Bounds) int64 {
 // costs, and the text that came back, whose bytes bound its tokens, as far as the model can have made it. It is never 0.
 func (g Grant) Heard(b Bounds, seconds, text int64) (prompt, completion int64) {
 	seconds = max(min(seconds, maxTokens), 1)
-	prompt = times(seconds, soundTokens)
+	prompt = times(seconds, SoundTokens)
 	return prompt, max(g.cost.sound(b, seconds, text)-prompt, 1)
 }
 
@@ -85,7 +85,7 @@ func (c cost) sound(b Bounds, seconds, text int64) int64 {
 	if c.output > 0 {
 		each = min(each, add(c.shared, times(c.output, c.choices)))
 	}
-	return add(times(seconds, soundTokens), min(times(each, seconds/soundPiece+1), text))
+	return add(times(seconds, SoundTokens), min(times(each, seconds/soundPiece+1), text))
 }
 
 // add sums numbers from 0, up to maxTokens.
