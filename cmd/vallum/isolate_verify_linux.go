@@ -185,7 +185,7 @@ func (p *proof) peers(ctx context.Context, plan *isolate.Plan, ports []uint16) {
 	reports, inside := make([]knock.Report, len(plan.Peers)), make([][]func(), len(plan.Peers))
 	var asking sync.WaitGroup
 	for i, peer := range plan.Peers {
-		asking.Go(func() { reports[i] = knock.Ask(ctx, peer.Endpoint.Addr(), ports, false, channelOf) })
+		asking.Go(func() { reports[i] = knock.Ask(ctx, peer.Endpoint.Addr(), ports, channelOf) })
 		inside[i] = make([]func(), len(peer.Allowed))
 		for j, a := range peer.Allowed {
 			asking.Go(func() {
@@ -300,7 +300,7 @@ func (p *proof) outside(ctx context.Context, args []string, ports []uint16, stat
 	reports := make([]knock.Report, len(all))
 	var asking sync.WaitGroup
 	for i, addr := range all {
-		asking.Go(func() { reports[i] = knock.Ask(ctx, addr, ports, true, channelOf) })
+		asking.Go(func() { reports[i] = knock.Ask(ctx, addr, ports, channelOf) })
 	}
 	asking.Wait()
 	for i, addr := range all {

@@ -58,9 +58,9 @@ type outcome struct {
 	skipped         bool
 }
 
-// Ask tries the TCP ports of an address side by side, and with everything also UDP and, where this process may, an echo.
-// name adds to a port what it is known for, or "".
-func Ask(ctx context.Context, to netip.Addr, ports []uint16, everything bool, name func(uint16) string) Report {
+// Ask tries the TCP ports of an address side by side, and UDP and, where this process may, an echo. name adds to a port what
+// it is known for, or "".
+func Ask(ctx context.Context, to netip.Addr, ports []uint16, name func(uint16) string) Report {
 	questions := make([]func() outcome, 0, len(ports)+len(udpPorts))
 	for _, port := range ports {
 		questions = append(questions, func() outcome {
@@ -73,12 +73,10 @@ func Ask(ctx context.Context, to netip.Addr, ports []uint16, everything bool, na
 			return o
 		})
 	}
-	if everything {
-		for _, port := range udpPorts {
-			questions = append(questions, func() outcome { return udp(ctx, netip.AddrPortFrom(to, port)) })
-		}
-		questions = append(questions, func() outcome { return echo(ctx, to) })
+	for _, port := range udpPorts {
+		questions = append(questions, func() outcome { return udp(ctx, netip.AddrPortFrom(to, port)) })
 	}
+	questions = append(questions, func() outcome { return echo(ctx, to) })
 	var r Report
 	var mu sync.Mutex
 	var all sync.WaitGroup

@@ -60,7 +60,7 @@ func TestAReportIsSilentOnlyWhenAllWasAsked(t *testing.T) {
 	}
 	ended, stop := context.WithCancel(t.Context())
 	stop()
-	if r := Ask(ended, netip.MustParseAddr("127.0.0.1"), []uint16{9}, true, nameless); r.Silent() {
+	if r := Ask(ended, netip.MustParseAddr("127.0.0.1"), []uint16{9}, nameless); r.Silent() {
 		t.Errorf("interrupted before it began: %+v", r)
 	}
 }
@@ -81,7 +81,7 @@ func TestWhatAnswersIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	r := Ask(t.Context(), netip.MustParseAddr("127.0.0.1"), []uint16{open, closed}, true, func(p uint16) string {
+	r := Ask(t.Context(), netip.MustParseAddr("127.0.0.1"), []uint16{open, closed}, func(p uint16) string {
 		return map[uint16]string{open: "HTTP API"}[p]
 	})
 	all := strings.Join(r.Answers, "\n")
