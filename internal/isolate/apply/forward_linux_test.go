@@ -199,6 +199,27 @@ func TestDockersForwardPathIsClosedAndNeverPassedOver(t *testing.T) {
 	if from := <-heard; from != a.over {
 		t.Errorf("a packet of the container's came to a peer, as of %s", from)
 	}
+	// Nor does an overlay address that a container gives itself leave for the Ethernet.
+	own := netip.MustParseAddr("10.99.0.77")
+	c.do(func() {
+		must(t, netlink.AddrAdd(link(t, "eth0"), &netlink.Addr{IPNet: ipnet.Of(netip.PrefixFrom(own, 32))}))
+	})
+	w, arrives := l.watch(), x.hears(t, 5003)
+	for _, from := range []netip.Addr{own, c.under} { // and one that may leave, so that the other had the time
+		c.do(func() {
+			d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
+			sender, err := d.Dial("udp", netip.AddrPortFrom(x.under, 5003).String())
+			must(t, err)
+			defer sender.Close()
+			_, _ = sender.Write([]byte(from.String()))
+		})
+	}
+	if from := <-arrives; from != c.under {
+		t.Errorf("a packet from %s left by the Ethernet", from)
+	}
+	if _, inClear, _ := w.end(); inClear != 0 {
+		t.Errorf("%d packets with an overlay address on the Ethernet", inClear)
+	}
 	if b.reaches(a.over, 8080, closed) {
 		t.Error("a peer is passed on to the container")
 	}
