@@ -51,7 +51,6 @@ type conn struct {
 	watch  watch
 
 	headLeft int64     // bytes that may still be read of a header block; -1 while none is read
-	reads    int       // how often something was read
 	readErr  error     // of the last read, which the parser may hide behind the line that it cut off
 	readBy   time.Time // when the next read has to be over
 	slack    time.Duration
@@ -200,7 +199,6 @@ func (c *conn) until(t time.Time, slack time.Duration) { c.readBy, c.slack = t, 
 type source struct{ *conn }
 
 func (c source) Read(p []byte) (int, error) {
-	c.reads++
 	if len(c.watch.early) > 0 {
 		n := copy(p, c.watch.early)
 		c.watch.early = c.watch.early[n:]

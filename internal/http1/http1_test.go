@@ -161,6 +161,13 @@ func TestWhatIsNoRequestIsRefusedAndCounted(t *testing.T) {
 		"an empty line":            {"\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", "400"},
 		"an empty Host":            {"GET / HTTP/1.1\r\nHost:\r\n\r\n", "400"},
 		"a Host that is a URL":     {"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", "400"},
+		"lines that end in LF":     {"GET / HTTP/1.1\nHost: h\n\n", "400"},
+		"one line of them":         {"GET / HTTP/1.1\r\nHost: h\r\nX: a\nY: b\r\n\r\n", "400"},
+		"a head that ends in LF":   {"GET / HTTP/1.1\r\nHost: h\r\nX: a\n\nGET /b HTTP/1.1\r\nHost: h\r\n\r\n", "400"},
+		"a folded line":            {"GET / HTTP/1.1\r\nHost: h\r\nX: a\r\n b\r\n\r\n", "400"},
+		"a folded long line":       {"GET / HTTP/1.1\r\nHost: h\r\nX: " + strings.Repeat("a", 5<<10) + "\r\n\tb\r\n\r\n", "400"},
+		"a folded length":          {"POST / HTTP/1.1\r\nHost: h\r\nContent-Length:\r\n 3\r\n\r\nabc", "400"},
+		"a CR within a line":       {"GET / HTTP/1.1\r\nHost: h\r\nX: a\rY: b\r\n\r\n", "400"},
 		"a name with a space":      {"GET / HTTP/1.1\r\nHost: h\r\nContent Length: 3\r\n\r\n", "400"},
 		"a control byte":           {"GET / HTTP/1.1\r\nHost: h\r\nX: a\x01b\r\n\r\n", "400"},
 		"two lengths":              {"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", "400"},
@@ -309,8 +316,6 @@ func TestAfterTwoLengthsNothingMoreIsRead(t *testing.T) {
 	for what, fields := range map[string]string{
 		"length first":      "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
 		"length last":       "Transfer-Encoding: chunked\r\nCONTENT-LENGTH: 4\r\n",
-		"on a folded line":  "Content-Length:\r\n 4\r\nTransfer-Encoding: chunked\r\n",
-		"lines that are LF": "Content-Length: 4\nTransfer-Encoding: chunked\n",
 		"a long head":       "Content-Length: 4\r\nX: " + strings.Repeat("a", 5<<10) + "\r\nTransfer-Encoding: chunked\r\n",
 		"a long head, last": "Transfer-Encoding: chunked\r\nX: " + strings.Repeat("a", 5<<10) + "\r\nContent-Length: 4\r\n",
 	} {

@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -62,8 +63,7 @@ func (c *conn) plainRequest() (*http.Request, bool) {
 		return nil, false
 	}
 	_, _ = c.br.Discard(size)
-	c.headLeft = -1
-	c.ownWrite = false
+	c.headLeft, c.ownWrite = -1, false
 	c.body = body{conn: c, from: c.br, declared: req.ContentLength, left: req.ContentLength > 0}
 	if c.body.left {
 		req.Body = &c.body
@@ -73,12 +73,11 @@ func (c *conn) plainRequest() (*http.Request, bool) {
 
 // anyRequest reads a head with net/http's parser.
 func (c *conn) anyRequest() (*http.Request, error) {
-	head, _ := c.br.Peek(c.br.Buffered())
-	reads := c.reads
-	req, err := http.ReadRequest(c.br)
-	if err != nil && c.readErr != nil {
-		err = c.readErr
+	head, length, err := c.head()
+	if err != nil {
+		return nil, err
 	}
+	req, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(head)))
 	if err != nil {
 		return nil, c.statusOf(err)
 	}
@@ -86,20 +85,39 @@ func (c *conn) anyRequest() (*http.Request, error) {
 	if err := check(req); err != nil {
 		return nil, err
 	}
-	if len(req.TransferEncoding) > 0 && (c.reads != reads || hasLength(head)) { // the parser dropped the length, if there was one
-		req.Close = true
+	chunked := len(req.TransferEncoding) > 0
+	req.Close = req.Close || chunked && length // or a proxy that went by the length, and shares the connection, takes a body for the next request (RFC 9112 §6.1)
+	c.body = body{conn: c, from: c.br, declared: max(0, req.ContentLength), left: req.Body != http.NoBody}
+	if chunked {
+		c.body.from = &chunks{Reader: httputil.NewChunkedReader(c.br), conn: c}
 	}
 	req = req.WithContext(c.ctx)
-	req.RemoteAddr, req.TLS = c.remote, c.tls
-	c.body = body{conn: c, from: req.Body, left: req.Body != http.NoBody}
-	c.ownWrite = false
+	req.RemoteAddr, req.TLS, c.ownWrite = c.remote, c.tls, false
 	if c.body.left {
 		req.Body = &c.body
 	}
-	if c.body.left && len(req.TransferEncoding) > 0 {
-		c.body.from = &chunks{Reader: httputil.NewChunkedReader(c.br), conn: c}
-	}
 	return req, c.expect(req)
+}
+
+// head reads a header block as it stands, and whether it has a Content-Length. Lines that end in LF alone, or are folded, are
+// refused (RFC 9112 §2.2, §5.2): where one ends must not hang on who reads it.
+func (c *conn) head() (head []byte, length bool, err error) {
+	for begin := 0; ; {
+		part, err := c.br.ReadSlice('\n')
+		head = append(head, part...)
+		switch line := head[begin:]; {
+		case err == bufio.ErrBufferFull:
+			continue
+		case err != nil:
+			return nil, false, c.statusOf(err)
+		case !bytes.HasSuffix(line, []byte("\r\n")), line[0] == ' ', line[0] == '\t':
+			return nil, false, malformed{http.StatusBadRequest, "a line of the header block is folded, or does not end in CRLF"}
+		case len(line) == len("\r\n"):
+			return head, length, nil
+		}
+		length = length || bytes.HasPrefix(bytes.ToLower(head[begin:]), []byte("content-length:"))
+		begin = len(head)
+	}
 }
 
 // errNothingCame ends a connection on which no byte of a request arrived.
@@ -144,23 +162,6 @@ func check(req *http.Request) error {
 		}
 	}
 	return nil
-}
-
-// hasLength reports whether a header block, which lies at the beginning, has a Content-Length beside its Transfer-Encoding.
-// A proxy in front that went by it, and shares the connection between its clients, takes for one request's body what is
-// the next request here, so nothing behind it is read (RFC 9112 §6.1). A block that came in pieces is not known to
-// have none.
-func hasLength(b []byte) bool {
-	for line := range bytes.Lines(b) {
-		name, _, _ := bytes.Cut(line, []byte(":"))
-		if bytes.EqualFold(name, []byte("Content-Length")) {
-			return true
-		}
-		if len(bytes.TrimRight(line, "\r\n")) == 0 {
-			break
-		}
-	}
-	return false
 }
 
 // expect makes the body say "100 Continue" once it is read, where the client waits for that (RFC 9110 §10.1.1).
