@@ -186,7 +186,11 @@ func (d *Daemon) serve(ctx, work context.Context, conf *config.Config) error {
 			}
 		})
 	}
-	d.running.Go(func() { d.watch(work) })
+	hup := make(chan os.Signal, 1)
+	if d.options.File != "" { // otherwise there is nothing to read again, and SIGHUP means what it means to every process
+		notifyHangup(hup) // here: whoever is told that it serves may send one, and until then it ends the process
+	}
+	d.running.Go(func() { d.watch(work, hup) })
 	d.settle(ctx)
 	slackenHeap()
 	d.announce(servers, probes, first)

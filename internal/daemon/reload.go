@@ -345,12 +345,8 @@ func (d *Daemon) sameListeners(conf *config.Config) error {
 }
 
 // watch is the daemon's clock: keys that changed, upstreams that changed, files that changed, SIGHUP.
-func (d *Daemon) watch(ctx context.Context) {
-	hup := make(chan os.Signal, 1)
-	if d.options.File != "" { // otherwise there is nothing to read again, and SIGHUP means what it means to every process
-		notifyHangup(hup)
-		defer signal.Stop(hup)
-	}
+func (d *Daemon) watch(ctx context.Context, hup chan os.Signal) {
+	defer signal.Stop(hup)
 	files := d.watchFiles(ctx)
 	defer files.close()
 	poll := time.NewTicker(200 * time.Millisecond)

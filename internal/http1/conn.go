@@ -154,7 +154,13 @@ func (c *conn) next() bool {
 		}
 		return false
 	}
-	return c.state.CompareAndSwap(active, idle)
+	return c.fallIdle()
+}
+
+// fallIdle reports whether the connection may wait for another request. Shutdown may have passed by since next looked, while
+// the connection still counted as busy: then nobody else ends it.
+func (c *conn) fallIdle() bool {
+	return c.state.CompareAndSwap(active, idle) && !c.server.closing.Load()
 }
 
 // handle calls the handler; false when it panicked: then the connection is cut, for a clean end would look like success.

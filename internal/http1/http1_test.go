@@ -558,6 +558,21 @@ func TestShutdownWaitsForWhatRuns(t *testing.T) {
 	}
 }
 
+// A shutdown that comes between the last look whether there is one and the moment in which the connection counts as idle
+// leaves it alone, for it is busy; so it ends itself.
+func TestAShutdownMissesNoConnectionThatFallsIdle(t *testing.T) {
+	s := &Server{conns: map[*conn]struct{}{}}
+	c := &conn{server: s}
+	s.conns[c] = struct{}{}
+	c.state.Store(active)
+	if err := s.Shutdown(context.Background()); err != nil || c.state.Load() != active {
+		t.Fatal(err, c.state.Load())
+	}
+	if c.fallIdle() {
+		t.Error("it waits for another request")
+	}
+}
+
 func TestSlowClientsAreLetGo(t *testing.T) {
 	cut := make(chan error, 1)
 	s := serve(t, func(w http.ResponseWriter, r *http.Request) {

@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
@@ -56,23 +57,18 @@ func (w *watch) read() {
 	w.state = reading
 	_ = w.conn.rwc.SetReadDeadline(time.Time{})
 	w.conn.readSet = time.Time{}
+	buf := append(w.byte[:0], w.early...)
 	w.mu.Unlock()
-	buf, n := w.byte[:], 0
-	if len(w.early) > 0 {
-		buf, n = kept(w.early), len(w.early)
-	}
 	for {
-		m, err := w.conn.rwc.Read(buf[n:])
-		n += m
+		n, err := w.conn.rwc.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
 		w.mu.Lock()
-		if err == nil && w.state == reading && n < ahead {
+		if err == nil && w.state == reading && len(buf) < ahead {
 			w.mu.Unlock()
-			if n == len(buf) {
-				buf = kept(buf)
-			}
+			buf = slices.Grow(buf, ahead-len(buf)) // once: the first byte is alone, for hardly anybody sends one
 			continue
 		}
-		w.early = buf[:n]
+		w.early = buf
 		if err != nil && w.state == reading {
 			w.conn.cancel(errClientLeft)
 		}
@@ -82,9 +78,6 @@ func (w *watch) read() {
 		return
 	}
 }
-
-// kept is room for all that is kept, with what came so far.
-func kept(early []byte) []byte { return append(make([]byte, 0, ahead), early...)[:ahead] }
 
 // stop returns once the watch is over, so that the connection can be read again.
 func (w *watch) stop() {
