@@ -184,3 +184,31 @@ func TestASilentStreamOutlivesTheWriteDeadline(t *testing.T) {
 		_ = resp.Body.Close()
 	}
 }
+
+// CVE-2025-8671: streams that the client makes the server reset, which counts them as closed while their handlers run on.
+func TestStreamsThatTheServerIsMadeToResetAreBounded(t *testing.T) { // not in parallel: it counts goroutines
+	g := Start(t, Options{TLS: true})
+	head := fields(":method", "POST", ":scheme", "https", ":path", "/v1/chat/completions", ":authority", "gate", "content-type", "application/json",
+		"content-length", fmt.Sprint(len(ChatBody)), "authorization", "Bearer "+g.Secret("app"))
+	for name, wrong := range map[string][]byte{"no increment": {0, 0, 0, 0}, "beyond all": {0x7f, 0xff, 0xff, 0xff}} {
+		before, most := runtime.NumGoroutine(), 0
+		c := g.http2()
+		go func() { _, _ = io.Copy(io.Discard, c) }()
+		for sent := range 20_000 {
+			stream := uint32(2*sent + 1)
+			b := slices.Concat(frame(1, 4, stream, head), frame(0, 1, stream, []byte(ChatBody)), frame(8, 0, stream, wrong))
+			if _, err := c.Write(b); err != nil {
+				break // closed: ENHANCE_YOUR_CALM
+			}
+			most = max(most, runtime.NumGoroutine()-before)
+		}
+		_ = c.Close()
+		if most > 3000 {
+			t.Errorf("%s: %d goroutines", name, most)
+		}
+	}
+	if a := g.Do(g.Chat("app")); a.Status != 200 {
+		t.Errorf("afterwards: %d %s", a.Status, a.Body)
+	}
+	g.NothingHeld()
+}
