@@ -1,5 +1,5 @@
-"""Makes grammars of JSON schemas as vLLM's API server does, each in a process
-of its own.
+"""Makes grammars of JSON schemas as vLLM's API server does, by each of the two
+compilers that it asks, each in a process of its own.
 
 usage: schema.py < SCHEMAS   (one JSON value per line, an object or a text)
 
@@ -13,16 +13,19 @@ import signal
 import sys
 
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+from vllm.v1.structured_output.backend_guidance import validate_guidance_grammar
 from vllm.v1.structured_output.backend_xgrammar import validate_xgrammar_grammar
 
 
 def make(schema):
-    params = SamplingParams(structured_outputs=StructuredOutputsParams(json=schema))
-    try:
-        validate_xgrammar_grammar(params)
-    except ValueError as e:
-        return f"refused: {str(e)[:200]}"
-    return "made"
+    said = "made"
+    for validate in validate_xgrammar_grammar, validate_guidance_grammar:
+        params = SamplingParams(structured_outputs=StructuredOutputsParams(json=schema))
+        try:
+            validate(params)
+        except ValueError as e:
+            said = f"refused: {str(e)[:200]}"
+    return said
 
 
 for line in sys.stdin:

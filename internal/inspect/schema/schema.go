@@ -1,6 +1,7 @@
 // Package schema looks at JSON schemas that vLLM may make a grammar of.
 // It refuses those that end the server while it does: the compilers recurse as deep as a pattern's brackets or a chain of
-// references go (xgrammar 0.2.8 falls at 29,000 brackets, or at 5,100 objects inside each other over 350 references).
+// references go. xgrammar 0.2.8 falls at 29,000 brackets, or at 5,100 objects inside each other over 350 references;
+// llguidance, which vLLM asks when a schema has more than xgrammar knows, at 1,400 over 48.
 package schema
 
 import (
@@ -16,7 +17,7 @@ import (
 // The bounds. Schemas of clients have patterns of some hundred bytes and some dozen references.
 const (
 	maxPattern = 4 << 10 // bytes of a regular expression: each may be a bracket
-	maxLevels  = 2 << 10 // references, times the objects inside each other that each may lead to
+	maxLevels  = 700     // definitions that are referred to, times the objects inside each other in each
 )
 
 // Check says what is wrong with a schema, in words for the caller; "" for nothing. The schema is JSON that was checked, or
@@ -34,13 +35,13 @@ func Check(raw []byte, maxDepth int) string {
 	}
 	r := spare.Decode(raw)
 	defer r.GiveBack()
-	w := walk{dec: &r.Decoder, patterns: make([]bool, maxDepth+1)}
+	w := walk{dec: &r.Decoder, patterns: make([]bool, maxDepth+1), refs: map[string]bool{}}
 	for {
 		switch what, err := w.token(); {
 		case what != "":
 			return what
-		case errors.Is(err, io.EOF) && w.refs*(w.deepest/2+1) > maxLevels:
-			return fmt.Sprintf("the schema has %d references and %d levels, which together are too many", w.refs, w.deepest)
+		case errors.Is(err, io.EOF) && len(w.refs)*(w.deepest/2+1) > maxLevels:
+			return fmt.Sprintf("the schema refers to %d definitions and has %d levels, which together are too many", len(w.refs), w.deepest)
 		case errors.Is(err, io.EOF):
 			return ""
 		case err != nil:
@@ -52,9 +53,9 @@ func Check(raw []byte, maxDepth int) string {
 // walk goes over a schema token by token.
 type walk struct {
 	dec      *jsontext.Decoder
-	name     string // of the member whose value comes next; "" in a list
-	patterns []bool // by depth: the names of this object are patterns
-	refs     int
+	name     string          // of the member whose value comes next; "" in a list
+	patterns []bool          // by depth: the names of this object are patterns
+	refs     map[string]bool // what is referred to: a path of references comes to each once
 	deepest  int
 }
 
@@ -82,7 +83,7 @@ func (w *walk) token() (what string, err error) {
 			name = "pattern"
 		}
 		if name == "$ref" {
-			w.refs++
+			w.refs[text] = true
 		}
 		if name == "pattern" && len(text) > maxPattern {
 			return fmt.Sprintf("a pattern in a schema may have %d bytes at most", maxPattern), nil
