@@ -31,7 +31,7 @@ type Config struct {
 type Listener struct {
 	Address      string   `yaml:"address" jsonschema_description:"HOST:PORT, or unix:/path of a UNIX socket. Port 0 takes a free one and prints it."`
 	TLS          *TLS     `yaml:"tls" jsonschema_description:"Certificate and key; reloaded when the files change."`
-	TerminatedBy []string `yaml:"terminated_by" jsonschema_description:"Networks (CIDR) of the proxies that end TLS: connections from elsewhere are refused, and X-Forwarded-For is believed from there only. A network of everybody, as 0.0.0.0/0, is refused."`
+	TerminatedBy []string `yaml:"terminated_by" jsonschema_description:"Networks (CIDR) of the proxies that end TLS: connections from elsewhere are refused, and X-Forwarded-For is believed from there only. Name the proxies alone: who calls from these networks can name any address. A network of everybody, as 0.0.0.0/0, is refused."`
 	Insecure     bool     `yaml:"insecure_plain_http" jsonschema_description:"Listen in plain HTTP on an address that is not loopback: keys and prompts cross the network in clear."`
 }
 
