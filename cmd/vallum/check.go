@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,8 +21,8 @@ func newCheck(s streams) *cobra.Command {
 		Use:   "check",
 		Short: "Says what is wrong with a configuration, and what would be right",
 		Long: "Names every problem of the file, with the line and what would be right there. It reads that one file. With --files\n" +
-			"it also looks at what the file names (keys, certificates, variables, directories), on this machine and as this user;\n" +
-			"serve does so when it starts and at each reload.",
+			"it also looks at what the file names (keys, certificates, variables, directories), on this machine and as this user.\n" +
+			"serve does so too, when it starts and at each reload, but for what it can run with: an expired certificate.",
 		Example: "  vallum check --config vallum.yaml\n" +
 			"  vallum check --config vallum.yaml --files    where, and as who, it serves\n" +
 			"  vallum check --config vallum.yaml --print    with every default",
@@ -31,7 +32,9 @@ func newCheck(s streams) *cobra.Command {
 			}
 			read := readConfig
 			if files {
-				read = func(file string, in io.Reader) (*config.Config, error) { return readWithFiles(file, in, "") }
+				read = func(file string, in io.Reader) (*config.Config, error) {
+					return readWithFiles(file, in, func(conf *config.Config) []config.Problem { return resolve.CheckMachine(conf, time.Now()) })
+				}
 			}
 			conf, err := read(file, s.in)
 			if asJSON {
@@ -101,8 +104,8 @@ func readConfig(file string, in io.Reader) (*config.Config, error) {
 	return config.Parse(file, b)
 }
 
-// readWithFiles is readConfig, and looks at what the file names. The state directory is another when one is given.
-func readWithFiles(file string, in io.Reader, state string) (*config.Config, error) {
+// readWithFiles is readConfig, and looks at what the file names, as look does.
+func readWithFiles(file string, in io.Reader, look func(*config.Config) []config.Problem) (*config.Config, error) {
 	b, err := readText(file, in)
 	if err != nil {
 		return nil, err
@@ -111,11 +114,7 @@ func readWithFiles(file string, in io.Reader, state string) (*config.Config, err
 	if err != nil {
 		return nil, err
 	}
-	named := *conf
-	if state != "" {
-		named.State = state
-	}
-	if found := resolve.Check(&named); len(found) > 0 {
+	if found := look(conf); len(found) > 0 {
 		return nil, config.Locate(file, b, found)
 	}
 	return conf, nil

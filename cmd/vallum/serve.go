@@ -15,6 +15,7 @@ import (
 
 	"github.com/vallum/vallum/internal/config"
 	"github.com/vallum/vallum/internal/daemon"
+	"github.com/vallum/vallum/internal/daemon/resolve"
 	"github.com/vallum/vallum/internal/vllm/surface"
 )
 
@@ -108,7 +109,7 @@ func (f serveFlags) loader(in io.Reader) (func() (*config.Config, error), error)
 		return func() (*config.Config, error) { return conf, err }, err
 	}
 	return func() (*config.Config, error) {
-		conf, err := readWithFiles(f.config, in, f.state)
+		conf, err := readWithFiles(f.config, in, resolve.Check)
 		if err != nil {
 			return nil, err
 		}

@@ -14,38 +14,60 @@ import (
 	"github.com/vallum/vallum/internal/config"
 )
 
-// Check says all that is wrong with what a configuration names on this machine, as the user who asks may see it:
-// files that are not there or hold something else, certificates that do not fit their keys or have expired, variables
-// that are not set, a state directory that others can read. The problems have no place in the file: config.Locate gives
-// them one. Nothing is changed or connected to.
+// Check says all that is wrong with the files and variables that a configuration names, as the user who asks may see them:
+// what is not there or holds something else, certificates that do not fit their keys. None of it can be put in force. The
+// problems have no place in the file: config.Locate gives them one. Nothing is changed or connected to.
 func Check(conf *config.Config) []config.Problem {
-	var list []config.Problem
-	say := func(path, what, right string) {
-		list = append(list, config.Problem{Path: path, What: what, Right: right})
-	}
+	var list problems
 	for i, l := range conf.Listen {
-		path := fmt.Sprintf("listen[%d]", i)
-		checkSocket(path+".address", l.Address, say)
 		if l.TLS != nil {
-			checkPair(path+".tls.certificate", path+".tls.key", l.TLS.Certificate, l.TLS.Key, say)
+			path := fmt.Sprintf("listen[%d].tls", i)
+			checkPair(path+".certificate", path+".key", l.TLS.Certificate, l.TLS.Key, list.say)
 		}
 	}
-	checkSocket("admin", conf.Admin, say)
 	for i, u := range conf.Upstreams {
-		checkUpstream(fmt.Sprintf("upstreams[%d]", i), u, say)
+		checkUpstream(fmt.Sprintf("upstreams[%d]", i), u, list.say)
 	}
 	if conf.KeysFile != "" {
-		checkKeysFile(conf.KeysFile, say)
+		checkKeysFile(conf.KeysFile, list.say)
+	}
+	return list
+}
+
+// CheckMachine is Check, and says what else is wrong on the machine: certificates that have expired, directories that are
+// not there, a state directory that others can use. A running gateway refuses no reload for these: a role must be
+// revocable on the day after a certificate has expired.
+func CheckMachine(conf *config.Config, now time.Time) []config.Problem {
+	list := problems(Check(conf))
+	for i, l := range conf.Listen {
+		path := fmt.Sprintf("listen[%d]", i)
+		checkSocket(path+".address", l.Address, list.say)
+		if l.TLS != nil {
+			checkExpiry(path+".tls.certificate", l.TLS.Certificate, l.TLS.Key, now, list.say)
+		}
+	}
+	checkSocket("admin", conf.Admin, list.say)
+	for i, u := range conf.Upstreams {
+		if u.Certificate != "" {
+			checkExpiry(fmt.Sprintf("upstreams[%d].certificate", i), u.Certificate, u.CertKey, now, list.say)
+		}
 	}
 	if info, err := os.Stat(conf.State); conf.State != "" && err == nil {
 		switch {
 		case !info.IsDir():
-			say("state", conf.State+" is no directory", "a directory of the gateway's own, which it makes itself")
+			list.say("state", conf.State+" is no directory", "a directory of the gateway's own, which it makes itself")
 		case filepath.Separator == '/' && info.Mode().Perm()&0o077 != 0:
-			say("state", fmt.Sprintf("others can use %s: its mode is %04o", conf.State, info.Mode().Perm()), "chmod 0700 "+conf.State)
+			list.say("state", fmt.Sprintf("others can use %s: its mode is %04o", conf.State, info.Mode().Perm()), "chmod 0700 "+conf.State)
 		}
 	}
 	return list
+}
+
+// problems gathers what is found.
+type problems []config.Problem
+
+func (p *problems) say(path, what, right string) {
+	*p = append(*p, config.Problem{Path: path, What: what, Right: right})
 }
 
 // checkSocket looks for the directory of a socket that is to be made.
@@ -89,14 +111,20 @@ func checkPair(certPath, keyPath, certFile, keyFile string, say func(path, what,
 	if certErr != nil || keyErr != nil {
 		return
 	}
-	pair, err := tls.X509KeyPair(certPEM, keyPEM)
+	_, err := tls.X509KeyPair(certPEM, keyPEM)
 	switch {
 	case err != nil && strings.Contains(err.Error(), " key"): // "private key does not match …", "… in key input"
 		say(keyPath, fmt.Sprintf("%s: %s", keyFile, strings.TrimPrefix(err.Error(), "tls: ")), "the private key of "+certFile)
 	case err != nil:
 		say(certPath, fmt.Sprintf("%s: %s", certFile, strings.TrimPrefix(err.Error(), "tls: ")), "a certificate chain in PEM")
-	case pair.Leaf != nil && time.Now().After(pair.Leaf.NotAfter):
-		say(certPath, fmt.Sprintf("%s expired at %s", certFile, pair.Leaf.NotAfter.UTC().Format(time.RFC3339)), "a renewed certificate")
+	}
+}
+
+// checkExpiry judges a pair that is right otherwise.
+func checkExpiry(path, certFile, keyFile string, now time.Time, say func(path, what, right string)) {
+	pair, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err == nil && pair.Leaf != nil && now.After(pair.Leaf.NotAfter) {
+		say(path, fmt.Sprintf("%s expired at %s", certFile, pair.Leaf.NotAfter.UTC().Format(time.RFC3339)), "a renewed certificate")
 	}
 }
 
