@@ -163,7 +163,7 @@ func TestAPlanThatFailsHalfWayIsUndone(t *testing.T) {
 	})
 	before := a.state(t)
 	_, said, code := a.run("up", "--hosts", a.file("hosts"), "--accept-cut", "--confirm", "60s")
-	if code != 1 || !strings.Contains(said, "applying the plan") || a.exists("pending.json") {
+	if code != 1 || !strings.Contains(said, "applying the plan: UDP port 51820, on which") || a.exists("pending.json") {
 		t.Errorf("exit %d, pending %v: %s", code, a.exists("pending.json"), said)
 	}
 	if is := a.state(t); is != before {

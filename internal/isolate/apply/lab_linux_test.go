@@ -3,6 +3,7 @@ package apply_test
 import (
 	"bufio"
 	"bytes"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -32,6 +34,11 @@ func TestMain(m *testing.M) {
 		pose(addresses)
 		return
 	}
+	// These tests wait for what does not come far more than they compute: on two cores two at a time take minutes.
+	flag.Parse()
+	if n, err := strconv.Atoi(flag.Lookup("test.parallel").Value.String()); err == nil && n < atOnce {
+		_ = flag.Set("test.parallel", strconv.Itoa(atOnce))
+	}
 	dir, err := os.MkdirTemp("", "vallum-isolate-*")
 	if err != nil {
 		panic(err)
@@ -46,6 +53,9 @@ func TestMain(m *testing.M) {
 	_ = os.RemoveAll(dir)
 	os.Exit(code)
 }
+
+// atOnce is how many tests run side by side at least.
+const atOnce = 6
 
 // needRoot skips aloud without root, and never in CI.
 func needRoot(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -92,6 +93,9 @@ func (s State) startTunnel(p *isolate.Plan) error {
 	defer func() { _ = log.Close() }()
 	ended := make(chan error, 1)
 	if !s.tunnelRuns() {
+		if err := portFree(p.Port, 3*time.Second); err != nil {
+			return err
+		}
 		c, wait := s.tunnelCommand(log)
 		if err := c.Start(); err != nil {
 			return fmt.Errorf("starting the tunnel: %w", err)
@@ -113,6 +117,27 @@ func (s State) startTunnel(p *isolate.Plan) error {
 		}
 		if time.Now().After(end) {
 			return fmt.Errorf("the tunnel does not come up: %s", tail(log.Name()))
+		}
+	}
+}
+
+// portFree waits until nobody has the port, as a tunnel that was killed a moment ago may. wireguard-go says nothing of a
+// port that it does not get: the device is there then, and no packet comes.
+func portFree(port uint16, wait time.Duration) error {
+	for end := time.Now().Add(wait); ; time.Sleep(50 * time.Millisecond) {
+		taken := false
+		for _, family := range []string{"udp4", "udp6"} {
+			c, err := net.ListenUDP(family, &net.UDPAddr{Port: int(port)})
+			if err == nil {
+				err = c.Close()
+			}
+			taken = taken || errors.Is(err, unix.EADDRINUSE)
+		}
+		if !taken {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("UDP port %d, on which the manifest has this node's WireGuard, is taken by another program; end it, or give the node another port", port)
 		}
 	}
 }
