@@ -77,6 +77,9 @@ func (d *Daemon) apply(ctx context.Context, conf *config.Config) error {
 		}
 		return fmt.Errorf("putting the configuration in force: %w", err)
 	}
+	if d.current.Load() != nil {
+		d.record(audit.Reloaded, "") // ahead of every request that it decides on
+	}
 	old := d.servers
 	d.servers = servers
 	d.install(next)
@@ -305,7 +308,6 @@ func (d *Daemon) Reload(context.Context) error {
 		d.log.Error("the configuration was not reloaded; the one before stays", "error", err)
 		return err
 	}
-	d.record(audit.Reloaded, "")
 	d.log.Info("the configuration was reloaded")
 	d.warnUnserved()
 	return nil
