@@ -54,6 +54,7 @@ type Daemon struct {
 	reading  sync.Mutex      // one file is read and applied at a time: an older one must not win
 	reloads  sync.Mutex      // one snapshot is built at a time
 	keyLoads sync.Mutex      // held while the keys are read and put in force
+	noted    []store.Key     // the first that were put in force: what changes from then on is recorded; only watch has them once it runs
 	behind   bool            // the store's keys changed, and that is not in force or not recorded yet; watch's alone
 	current  atomic.Pointer[snapshot]
 	servers  map[string]*vllmServer // by name; under reloads

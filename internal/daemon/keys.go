@@ -23,6 +23,9 @@ func (d *Daemon) loadKeys(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the keys: %w", err)
 	}
+	if d.noted == nil {
+		d.noted = stored
+	}
 	d.enforce(stored)
 	return nil
 }
@@ -70,6 +73,7 @@ func (d *Daemon) firstKey(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("making the first key: %w", err)
 	}
 	d.recordKey(key, "made at the first start")
+	d.noted = append(d.noted, key)
 	if err := d.loadKeys(ctx); err != nil {
 		return "", err
 	}

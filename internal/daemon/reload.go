@@ -358,7 +358,7 @@ func (d *Daemon) watch(ctx context.Context, hup chan os.Signal) {
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	defer d.touch(context.WithoutCancel(ctx))
-	keys, _ := d.store.ListKeys(ctx)
+	keys := d.noted
 	var pending <-chan time.Time
 	for {
 		select {
