@@ -35,11 +35,20 @@ func references(n, objects int) string {
 	return b.String() + fmt.Sprintf(`"a%d":{"type":"string"}}}`, n)
 }
 
+// required is a schema of an object with n names that have to be there.
+func required(n int) string {
+	names := make([]string, n)
+	for i := range names {
+		names[i] = fmt.Sprintf(`"p%d"`, i)
+	}
+	return `{"type":"object","required":[` + strings.Join(names, ",") + `]}`
+}
+
 // schemasThatEndTheServer holds the bounds on schemas against vLLM's own code: what is refused kills the process that makes
 // a grammar of it, and the worst that passes does not.
 func schemasThatEndTheServer(p *report.Proof, _ *stand) {
-	kill := []string{brackets(40_000), `{"type":"object","patternProperties":` + strings.Replace(strings.Replace(brackets(40_000), `"type":"string","pattern":`, "", 1), `"}`, `":{}}}`, 1), references(20_000, 1), references(1_500, 14), references(60, 28)}
-	pass := []string{brackets(2_000), references(200, 1), references(40, 14), references(20, 28)}
+	kill := []string{brackets(40_000), `{"type":"object","patternProperties":` + strings.Replace(strings.Replace(brackets(40_000), `"type":"string","pattern":`, "", 1), `"}`, `":{}}}`, 1), references(20_000, 1), references(1_500, 14), references(60, 28), required(60_000)}
+	pass := []string{brackets(2_000), references(200, 1), references(40, 14), references(20, 28), required(4_000), `{"type":"array","minItems":1000000,"items":{"type":"integer"}}`}
 	for i, said := range makeGrammars(p, append(append([]string{}, kill...), pass...)) {
 		schema, killed := append(kill, pass...)[i], strings.HasPrefix(said, "died: SIGSEGV")
 		if want := i < len(kill); killed != want {

@@ -1,10 +1,12 @@
 // Package schema looks at JSON schemas that vLLM may make a grammar of.
 // It refuses those that end the server while it does: the compilers recurse as deep as a pattern's brackets or a chain of
 // references go. xgrammar 0.2.8 falls at 29,000 brackets, or at 5,100 objects inside each other over 350 references;
-// llguidance, which vLLM asks when a schema has more than xgrammar knows, at 1,400 over 48.
+// llguidance, which vLLM asks when a schema has more than xgrammar knows, at 1,400 over 48, or at 50,000 required names. It
+// refuses too what keeps the server's one thread for minutes: counts that are counted out (llguidance at 1e9 items).
 package schema
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -20,11 +22,22 @@ const (
 	maxLevels  = 700     // definitions that are referred to, times the objects inside each other in each
 )
 
+const maxRequired = 4 << 10 // names in one list; some compilers recurse over them
+
+// most is the largest count that may stand in a schema.
+var most = map[string]float64{"minItems": 1e6, "maxItems": 1e6, "minProperties": 128, "maxProperties": 1 << 10}
+
+// isPlain reports whether a schema is too short for long patterns and lists, and has no counts: nearly all are.
+func isPlain(raw []byte) bool {
+	return len(raw) <= maxPattern && !bytes.Contains(raw, []byte("Items")) && !bytes.Contains(raw, []byte("nProperties")) &&
+		!bytes.Contains(raw, []byte("xProperties")) && !bytes.Contains(raw, []byte(`\u`))
+}
+
 // Check says what is wrong with a schema, in words for the caller; "" for nothing. The schema is JSON that was checked, or
 // the same as the text of a JSON string, which has to be as strict and no deeper than maxDepth.
 func Check(raw []byte, maxDepth int) string {
-	if len(raw) <= maxPattern {
-		return "" // too short for any of it
+	if isPlain(raw) {
+		return ""
 	}
 	if raw[0] == '"' {
 		text, err := jsontext.AppendUnquote(nil, raw)
@@ -57,6 +70,7 @@ type walk struct {
 	patterns []bool          // by depth: the names of this object are patterns
 	refs     map[string]bool // what is referred to: a path of references comes to each once
 	deepest  int
+	required int // the depth of a list of required names; 0 outside
 }
 
 // token reads the next token.
@@ -70,12 +84,28 @@ func (w *walk) token() (what string, err error) {
 		return fmt.Sprintf("the schema is nested deeper than %d", len(w.patterns)-1), nil
 	}
 	w.deepest = max(w.deepest, depth)
+	if depth < w.required {
+		w.required = 0
+	}
 	switch t.Kind() {
+	case '[':
+		if name == "required" {
+			w.required = depth
+		}
+	case '0':
+		limit, bounded := most[name]
+		if n, err := t.Float(); bounded && (err != nil || n > limit) {
+			return fmt.Sprintf("%s in a schema may be %d at most", name, int(limit)), nil
+		}
 	case '{':
 		w.patterns[depth] = name == "patternProperties"
 	case '"':
 		text := t.String()
-		if kind, n := w.dec.StackIndex(depth); kind == '{' && n%2 == 1 {
+		kind, n := w.dec.StackIndex(depth)
+		if kind == '[' && depth == w.required && n > maxRequired {
+			return fmt.Sprintf("a schema may require %d names at most in one list", maxRequired), nil
+		}
+		if kind == '{' && n%2 == 1 {
 			w.name = text
 			if !w.patterns[depth] {
 				return "", nil
