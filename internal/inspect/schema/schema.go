@@ -22,7 +22,11 @@ const (
 	maxLevels  = 700     // definitions that are referred to, times the objects inside each other in each
 )
 
-const maxRequired = 4 << 10 // names in one list; some compilers recurse over them
+// Bounds on lists: llguidance recurses over required names, and compares members with one another.
+const (
+	maxRequired = 4 << 10 // names in one list
+	maxMembers  = 2 << 10 // of one object
+)
 
 // most is the largest count that may stand in a schema.
 var most = map[string]float64{"minItems": 1e6, "maxItems": 1e6, "minProperties": 128, "maxProperties": 1 << 10}
@@ -104,6 +108,9 @@ func (w *walk) token() (what string, err error) {
 		kind, n := w.dec.StackIndex(depth)
 		if kind == '[' && depth == w.required && n > maxRequired {
 			return fmt.Sprintf("a schema may require %d names at most in one list", maxRequired), nil
+		}
+		if kind == '{' && n > 2*maxMembers {
+			return fmt.Sprintf("an object of a schema may have %d members at most", maxMembers), nil
 		}
 		if kind == '{' && n%2 == 1 {
 			w.name = text

@@ -17,6 +17,15 @@ func chain(n, levels int) string {
 	return b.String() + fmt.Sprintf(`"a%d":{"type":"string"}}}`, n)
 }
 
+func members(n int) string {
+	var b strings.Builder
+	b.WriteString(`{"type":"object","properties":{"p":{}`)
+	for i := range n {
+		fmt.Fprintf(&b, `,"p%d":{"enum":["a"]}`, i)
+	}
+	return b.String() + "}}"
+}
+
 func quoted(t *testing.T, s string) string {
 	t.Helper()
 	b, err := json.Marshal(s)
@@ -41,6 +50,7 @@ func TestSchemasThatEndTheServerAreRefused(t *testing.T) {
 		"few references, deep objects": {chain(49, 28), "refers to"},
 		"references in text":           {quoted(t, chain(5000, 1)), "refers to"},
 		"names that are required":      {`{"type":"object","multipleOf":1,"required":["a"` + strings.Repeat(`,"a"`, 5000) + `]}`, "may require"},
+		"members without end":          {members(3000), "members at most"},
 		"items that are counted out":   {`{"type":"array","maxItems":1000000000}`, "maxItems in a schema"},
 		"with an exponent":             {`{"type":"array","minItems":1e9}`, "minItems in a schema"},
 		"with an escape":               {`{"type":"array","min\u0049tems":1000000000}`, "minItems in a schema"},
@@ -58,6 +68,7 @@ func TestSchemasThatEndTheServerAreRefused(t *testing.T) {
 		"many small definitions":         {chain(100, 3), ""},
 		"as text":                        {quoted(t, chain(100, 3)), ""},
 		"one definition, many times":     {`{"$defs":{"a":{}},"anyOf":[{}` + strings.Repeat(`,{"properties":{"x":{"$ref":"#/$defs/a"}}}`, 1000) + `]}`, ""},
+		"many members":                   {members(2000), ""},
 		"usual counts":                   {`{"type":"array","minItems":1,"maxItems":1000,"items":{"minProperties":1,"maxLength":9007199254740991,"required":["a"]}}`, ""},
 		"a property called minItems":     {`{"properties":{"minItems":{"type":"integer","maximum":1000000000}}}`, ""},
 		"a long list after required":     {`{"required":["a"],"enum":["a"` + strings.Repeat(`,"a"`, 5000) + `]}`, ""},
