@@ -105,7 +105,8 @@ func (p panicking) Handle(ctx context.Context, r slog.Record) error {
 	return p.Handler.Handle(ctx, r)
 }
 
-// Start runs a gateway until the test ends. It returns once clients are served.
+// Start runs a gateway until the test ends. It returns once clients are served, and the fake, unless it has TLS, is known
+// to be alive.
 func Start(t *testing.T, o Options) *Gate {
 	t.Helper()
 	g, err := Try(t, o)
@@ -169,6 +170,9 @@ func Try(t *testing.T, o Options) (*Gate, error) {
 	}
 	g.Client = &http.Client{Transport: g.transport()}
 	t.Cleanup(g.finish)
+	if g.Fake != nil && o.Fake.TLS == nil && g.Probes != "" { // one with TLS may not be trusted; the daemon waits 3 s, which a busy machine may take
+		g.Eventually("the upstream", func() bool { status, _ := g.probe("/readyz"); return status == http.StatusOK })
+	}
 	return g, nil
 }
 
