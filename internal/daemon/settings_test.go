@@ -71,8 +71,14 @@ func TestUpstreamErrorsPassOnlyWhenItIsWritten(t *testing.T) {
 		if a.Status != 400 || (a.Reason() != "upstream_refused") != passes || strings.Contains(a.Body, "secret-path") != passes {
 			t.Errorf("%q: %d %s", config, a.Status, a.Body)
 		}
-		if !passes && !strings.Contains(g.Log.String(), "secret-path") {
+		if !strings.Contains(g.Log.String(), "secret-path") {
 			t.Errorf("%q: the operator does not read it: %s", config, g.Log)
+		}
+		g.Fake.Next(vllmtest.Behaviour{Kind: vllmtest.Answer, Status: 200, Type: "text/event-stream", Body: "data: " + strings.Replace(told, "secret-path", "another-path", 1) + "\n\ndata: [DONE]\n\n"})
+		streamed := g.Chat("app")
+		streamed.Body = strings.Replace(streamed.Body, "{", `{"stream":true,`, 1)
+		if a := g.Do(streamed); strings.Contains(a.Body, "another-path") != passes || !strings.Contains(g.Log.String(), "another-path") {
+			t.Errorf("%q: an error within a stream: %s\nthe log: %s", config, a.Body, g.Log)
 		}
 		if r := g.Record(a.ID()); r.Status != 400 || strings.Contains(r.Detail, "secret-path") {
 			t.Errorf("%q: recorded as %+v", config, r)

@@ -101,8 +101,7 @@ func (x *Exchange) admit() verdict.Verdict {
 
 	// 7 record: no record, no request. From here on a revoked key ends the request
 	x.release = g.Running.Register(who.KeyID(), who.Roles(), x.cancel)
-	record := x.record(audit.Admitted)
-	if _, err := g.Records.Append(record); err != nil {
+	if _, err := g.Records.Append(x.record(audit.Admitted)); err != nil {
 		return verdict.Refuse(verdict.AuditUnavailable, err)
 	}
 	x.admitted = true
@@ -137,9 +136,8 @@ func (x *Exchange) read() verdict.Verdict {
 	if v.Refused() {
 		return v
 	}
-	upstream := x.facts.Upstream
 	x.doc, x.facts = doc, doc.Facts()
-	x.facts.Upstream = upstream
+	x.facts.Upstream = x.request.Header.Get("X-Vallum-Upstream")
 	return verdict.Allow()
 }
 
@@ -325,5 +323,8 @@ func (x *Exchange) write(now time.Time, usage vllm.Usage) {
 	x.complete(&record, usage, now)
 	if _, err := x.gateway.Records.Append(record); err != nil {
 		x.gateway.Log.Error("the end of a request is not recorded", "id", x.request.ID, "error", err)
+	}
+	if o := x.outcome; !x.refused && o.UpMessage != "" { // within a stream, or what the caller may read: `upstream_errors: pass`
+		x.gateway.Log.Warn("the upstream told of an error", "id", x.request.ID, "upstream", sample.Upstream, "status", o.UpStatus, "message", o.UpMessage)
 	}
 }
