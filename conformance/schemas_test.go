@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -110,22 +111,31 @@ func makeGrammars(p *report.Proof, schemas []string) []string {
 
 // stopIDsEndTheEngine sends what ends a vLLM below 0.29: through Vallum nothing arrives, and directly it is one more way
 // for a server to end, which every client and record has to tell of.
-var stopIDsEndTheEngine = proof{"stop ids beside min_tokens end vLLM, and do not pass: every client gets an end, every record says how", func(p *report.Proof, s *stand) {
+var stopIDsEndTheEngine = proof{"stop ids beside min_tokens end or hang vLLM, and do not pass: every client gets an end, every record says how", func(p *report.Proof, s *stand) {
 	s.needGate(p)
 	attack := attack{request: post("/v1/completions", doc{"model": s.vllm.Served, "prompt": "hello", "max_tokens": 4, "min_tokens": 2, "stop_token_ids": []int{2_000_000}})}
 	for _, t := range refusedInBody {
 		attack.sendThrough(p, s, t)
 	}
 	fault(p, s, func() error {
-		resp, err := s.holder().open(p.Context(), attack.request)
-		if err == nil {
+		// What is written beside the array ends the process at once, or leaves one that answers nothing but /health.
+		ctx, cancel := context.WithTimeout(p.Context(), 20*time.Second)
+		defer cancel()
+		resp, err := s.holder().open(ctx, attack.request)
+		switch {
+		case err == nil && resp.StatusCode == http.StatusOK:
 			resp.Body.Close()
+			return errors.New("vLLM did not fall to it")
+		case err == nil:
+			resp.Body.Close()
+		case ctx.Err() != nil:
+			return nil
 		}
 		select {
 		case <-s.vllm.Exited():
 			return nil
 		case <-time.After(time.Minute):
-			return errors.New("vLLM did not fall to it")
+			return errors.New("vLLM answered with an error, and lives on")
 		}
 	})
 }}
