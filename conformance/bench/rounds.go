@@ -60,7 +60,7 @@ func (r *runner) run(ctx context.Context, all []scenario, end time.Time) ([]row,
 
 // scenario runs rounds until they are done or the time is up; one is always run.
 func (r *runner) scenario(ctx context.Context, s scenario, end time.Time) ([]row, error) {
-	names := slices.Clone(r.stand.names)
+	names := slices.DeleteFunc(slices.Clone(r.stand.names), func(name string) bool { return name == s.without })
 	if s.direct {
 		names = append(names, direct)
 	}

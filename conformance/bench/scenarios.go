@@ -30,9 +30,10 @@ type scenario struct {
 	title   string
 	figures []figure
 	rounds  int
-	weight  int  // share of the time: about the seconds that a round takes
-	fresh   bool // the target is started anew for each measurement: memory does not shrink
-	direct  bool // the upstream alone is measured as well
+	weight  int    // share of the time: about the seconds that a round takes
+	fresh   bool   // the target is started anew for each measurement: memory does not shrink
+	direct  bool   // the upstream alone is measured as well
+	without string // a target that is not measured
 	warm    func(context.Context, *target) error
 	measure func(context.Context, *target) ([]float64, error) // as many as figures
 }
@@ -165,6 +166,7 @@ func openStreams(name, title string, n int, pause, window time.Duration, rounds 
 func longPrompts(name, title string, n, prompt, rounds int) scenario {
 	return scenario{
 		name: name, title: title, rounds: rounds, weight: 3, fresh: true,
+		without: envoy, // bare, it has no bound: it passes everything on
 		figures: []figure{{Name: "memory per stream", Unit: "KB", compare: absolute}},
 		measure: func(ctx context.Context, t *target) ([]float64, error) {
 			s, err := openWarm(ctx, t, n, streamed(100_000, 200*time.Millisecond, prompt))
@@ -208,6 +210,7 @@ func (s *streams) memoryEach(t *target) (float64, error) {
 func floods(name, title string, must, aim float64, rounds int, f flood) scenario {
 	return scenario{
 		name: name, title: title, rounds: rounds, weight: 3, fresh: true,
+		without: envoy, // bare, it has no bound: it passes everything on
 		figures: []figure{
 			{Name: "memory grows by", Unit: "MB", compare: absolute, Must: must, Aim: aim},
 			{Name: "refusals read", Unit: "%", compare: absolute},
