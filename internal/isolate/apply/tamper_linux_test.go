@@ -326,8 +326,9 @@ func TestChangedPeersAreFound(t *testing.T) {
 	for want, peer := range map[string]wgtypes.PeerConfig{
 		"has a peer " + stranger.PublicKey().String() + " that is not of the plan": {PublicKey: stranger.PublicKey()},
 		"may send as 10.99.0.77/32, which is not its own":                          {PublicKey: key, AllowedIPs: []net.IPNet{*ipnet.Of(netip.MustParsePrefix("10.99.0.77/32"))}},
-		"may not send as all of":                                                   {PublicKey: key, ReplaceAllowedIPs: true, AllowedIPs: []net.IPNet{*ipnet.Of(netip.PrefixFrom(b.over, 32))}},
-		"lacks the peer " + b.key:                                                  {PublicKey: key, Remove: true},
+
+		"may not send as all of":  {PublicKey: key, ReplaceAllowedIPs: true, AllowedIPs: []net.IPNet{*ipnet.Of(netip.PrefixFrom(b.over, 32))}},
+		"lacks the peer " + b.key: {PublicKey: key, Remove: true},
 	} {
 		must(t, client.ConfigureDevice(a.device, wgtypes.Config{Peers: []wgtypes.PeerConfig{peer}}))
 		if _, said, code := a.run("status"); code != 1 || !strings.Contains(said, want) {
