@@ -13,6 +13,7 @@ import (
 
 	"github.com/vallum/vallum/conformance/nodes"
 	"github.com/vallum/vallum/conformance/realvallum"
+	"github.com/vallum/vallum/internal/notrun"
 )
 
 func TestPathsAreTakenInTurnAndComparedRoundByRound(t *testing.T) {
@@ -88,10 +89,7 @@ func TestMistakesOfTheCaller(t *testing.T) {
 // One round of the network, end to end: the tunnel costs, and its processes are found.
 func TestTheNetworkIsMeasured(t *testing.T) {
 	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal(nodes.ErrNotRoot)
-		}
-		t.Skip("NOT RUN: ", nodes.ErrNotRoot)
+		notrun.For(t, "%v", nodes.ErrNotRoot)
 	}
 	binary, err := realvallum.Build(t.Context(), "../..", t.TempDir())
 	if err != nil {
