@@ -143,8 +143,9 @@ func TestNothingThatCrossedTheWireIsPassedOver(t *testing.T) {
 	}
 }
 
-// The overlay's own device is inside: what crosses it is not in clear, and shows whether the prompt was sent at all.
-func TestWhatCrossesTheOverlaysDeviceIsInside(t *testing.T) {
+// capture lets f judge a watcher that looked at 3 packets with a buffer of so many bytes.
+func capture(t *testing.T, to, text string, buffer int, f func(w *Watcher)) {
+	t.Helper()
 	alone(t, func() {
 		fd, err := open()
 		if err != nil {
@@ -152,11 +153,18 @@ func TestWhatCrossesTheOverlaysDeviceIsInside(t *testing.T) {
 			return
 		}
 		defer unix.Close(fd)
-		send(t, "10.99.0.2:5557", "needle", 3)
+		send(t, to, text, 3)
 		w := watcher([]byte("needle"))
-		if err := w.read(over(), fd, "inside0", make([]byte, largest)); err != nil {
+		if err := w.read(over(), fd, "inside0", make([]byte, buffer)); err != nil {
 			t.Error(err)
 		}
+		f(w)
+	})
+}
+
+// The overlay's own device is inside: what crosses it is not in clear, and shows whether the prompt was sent at all.
+func TestWhatCrossesTheOverlaysDeviceIsInside(t *testing.T) {
+	capture(t, "10.99.0.2:5557", "needle", largest, func(w *Watcher) {
 		if r := w.Report(); r.Crossed != 3 || len(r.Flows) != 0 || r.Verdict != Inconclusive {
 			t.Errorf("%+v", r)
 		}
@@ -165,18 +173,7 @@ func TestWhatCrossesTheOverlaysDeviceIsInside(t *testing.T) {
 
 // Of a packet that does not fit the buffer only a part is looked at: the rest counts as lost.
 func TestAPacketThatWasNotSeenWholeIsLost(t *testing.T) {
-	alone(t, func() {
-		fd, err := open()
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer unix.Close(fd)
-		send(t, "192.0.2.2:5557", strings.Repeat("long ", 100)+"needle", 3)
-		w := watcher([]byte("needle"))
-		if err := w.read(over(), fd, "inside0", make([]byte, 64)); err != nil {
-			t.Error(err)
-		}
+	capture(t, "192.0.2.2:5557", strings.Repeat("long ", 100)+"needle", 64, func(w *Watcher) {
 		w.tunnel, w.crossed = 1, 1
 		if r := w.Report(); r.Lost != 3 || r.Verdict == Clean {
 			t.Errorf("%+v", r)
