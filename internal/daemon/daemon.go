@@ -24,6 +24,7 @@ import (
 	"github.com/vallum/vallum/internal/limit"
 	"github.com/vallum/vallum/internal/meter"
 	"github.com/vallum/vallum/internal/store"
+	"github.com/vallum/vallum/internal/upstream"
 )
 
 // Options of Run.
@@ -220,7 +221,7 @@ func (d *Daemon) settle(ctx context.Context) {
 
 // allKnown reports whether every upstream has answered or failed to.
 func (d *Daemon) allKnown() bool {
-	if slices.ContainsFunc(d.current.Load().picker.set.States(), unheard) {
+	if slices.ContainsFunc(d.current.Load().picker.set.States(), func(st upstream.State) bool { return !st.Heard() }) {
 		return false
 	}
 	return !d.current.Load().stale()

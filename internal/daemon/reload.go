@@ -99,7 +99,7 @@ func awaitAnswers(ctx context.Context, started []*vllmServer) {
 	defer late.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for slices.ContainsFunc(started, func(s *vllmServer) bool { return unheard(s.known.State()) }) {
+	for slices.ContainsFunc(started, func(s *vllmServer) bool { return !s.known.State().Heard() }) {
 		select {
 		case <-ctx.Done():
 			return
@@ -109,9 +109,6 @@ func awaitAnswers(ctx context.Context, started []*vllmServer) {
 		}
 	}
 }
-
-// unheard reports whether nothing is known of a server yet: neither an answer, nor that there is none.
-func unheard(st upstream.State) bool { return !st.Alive && st.Problem == "it has not answered yet" }
 
 func (d *Daemon) install(next *snapshot) {
 	d.current.Store(next)

@@ -45,6 +45,12 @@ type State struct {
 	Since   time.Time    `json:"since"`             // of Alive
 }
 
+// unheard is the problem of a server that nothing is known of yet.
+const unheard = "it has not answered yet"
+
+// Heard reports whether the server has answered, or was seen not to: before, only the configuration speaks of it.
+func (st State) Heard() bool { return st.Alive || st.Problem != unheard }
+
 // Server is one vLLM server. It outlives reloads. Make it with New and let one goroutine Run it.
 type Server struct {
 	spec     Spec
@@ -67,7 +73,7 @@ func New(spec Spec, get Getter, changed func()) *Server {
 		changed = func() {}
 	}
 	s := &Server{spec: spec, get: get, changed: changed, wake: make(chan struct{}, 1)}
-	s.state = State{Name: spec.Name, Problem: "it has not answered yet", Models: named(spec.Models)}
+	s.state = State{Name: spec.Name, Problem: unheard, Models: named(spec.Models)}
 	return s
 }
 
