@@ -233,24 +233,6 @@ func TestAFloodOfWrongKeysIsToldToWait(t *testing.T) {
 	}
 }
 
-func TestAddressesOfOneNetworkCountTogether(t *testing.T) {
-	for _, pair := range [][2]string{
-		{"2001:db8::1", "2001:db8::ffff:1"},
-		{"192.0.2.1", "::ffff:192.0.2.1"},
-		{"fe80::1%eth0", "fe80::2%eth1"},
-	} {
-		if a, b := network(netip.MustParseAddr(pair[0])), network(netip.MustParseAddr(pair[1])); a != b {
-			t.Errorf("%v counts as %v and %v, want one", pair, a, b)
-		}
-	}
-	if network(netip.MustParseAddr("2001:db8::1")) == network(netip.MustParseAddr("2001:db8:0:1::1")) {
-		t.Error("two /64 count as one")
-	}
-	if network(netip.Addr{}) != (netip.Prefix{}) {
-		t.Error("no address is some network")
-	}
-}
-
 func TestAFloodOfAddressesIsBounded(t *testing.T) {
 	c := newCounted(Options{FailuresPerMinute: 5, MaxAddresses: 100})
 	for range 5 { // a heavy sender, to be remembered

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/vallum/vallum/internal/remote"
 )
 
 const (
@@ -43,8 +45,8 @@ func (f *failures) init(perMinute, addresses int) {
 }
 
 // count notes a failure and says how long the address has to wait; zero while it is within its rate.
-func (f *failures) count(remote netip.Addr, now time.Time) time.Duration {
-	where := network(remote)
+func (f *failures) count(from netip.Addr, now time.Time) time.Duration {
+	where := remote.Network(from)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	b, known := f.byNet[where]
@@ -93,22 +95,4 @@ func (f *failures) evict(now time.Time) {
 		}
 	}
 	delete(f.byNet, victim)
-}
-
-// network is what counts as one address: an IPv4 address, or the /64 that an IPv6 customer has to choose from. What
-// has no address (a UNIX socket) is one network.
-func network(a netip.Addr) netip.Prefix {
-	a = a.Unmap().WithZone("")
-	if !a.IsValid() {
-		return netip.Prefix{}
-	}
-	bits := 32
-	if a.Is6() {
-		bits = 64
-	}
-	p, err := a.Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	return p
 }

@@ -14,11 +14,11 @@ import (
 	"time"
 )
 
-// What a connection is doing, as Shutdown sees it.
+// What a connection is doing, as Shutdown and whoever lends places to connections see it. Above active it is idle since so
+// many nanoseconds of Unix time: no byte of a request has arrived, and it may be closed at once.
 const (
-	idle   int32 = iota // no byte of a request has arrived: it may be closed at once
-	active              // a request arrives or runs
-	closed
+	closed int64 = -1
+	active int64 = 0 // a request arrives or runs
 )
 
 // linger is how long, and lingerBytes how much, is still read and thrown away of what a client sends after its answer:
@@ -45,7 +45,8 @@ type conn struct {
 	tls    *tls.ConnectionState
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	state  atomic.Int32
+	state  *atomic.Int64
+	since  time.Time // when it fell idle
 	br     *bufio.Reader
 	bw     *bufio.Writer
 	watch  watch
@@ -160,7 +161,8 @@ func (c *conn) next() bool {
 // fallIdle reports whether the connection may wait for another request. Shutdown may have passed by since next looked, while
 // the connection still counted as busy: then nobody else ends it.
 func (c *conn) fallIdle() bool {
-	return c.state.CompareAndSwap(active, idle) && !c.server.closing.Load()
+	c.since = time.Now()
+	return c.state.CompareAndSwap(active, c.since.UnixNano()) && !c.server.closing.Load()
 }
 
 // handle calls the handler; false when it panicked: then the connection is cut, for a clean end would look like success.
@@ -181,7 +183,7 @@ func (c *conn) handle(w *response, req *http.Request) (ok bool) {
 
 // cut resets the connection: after a clean end an answer that lasts until the connection's end would look whole.
 func (c *conn) cut() {
-	if tcp, ok := c.raw.(*net.TCPConn); ok {
+	if tcp, ok := c.raw.(interface{ SetLinger(seconds int) error }); ok {
 		_ = tcp.SetLinger(0)
 	}
 	_ = c.raw.Close()

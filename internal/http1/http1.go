@@ -98,7 +98,12 @@ func (s *Server) start(rwc net.Conn) {
 		_ = rwc.Close()
 		return
 	}
-	c := &conn{server: s, raw: rwc, rwc: sock.Of(rwc), remote: rwc.RemoteAddr().String()}
+	c := &conn{server: s, raw: rwc, rwc: sock.Of(rwc), remote: rwc.RemoteAddr().String(), state: new(atomic.Int64), since: time.Now()}
+	if lent, ok := rwc.(interface{ Idleness() *atomic.Int64 }); ok { // whoever lent it a place may take it back while it is idle
+		c.state = lent.Idleness()
+	} else {
+		c.state.Store(c.since.UnixNano())
+	}
 	c.ctx, c.cancel = context.WithCancelCause(base)
 	s.conns[c] = struct{}{}
 	s.running.Go(func() {
@@ -114,7 +119,7 @@ func (s *Server) start(rwc net.Conn) {
 // is closed: a goodbye could wait seconds for a client that does not read.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.stop(func(c *conn) {
-		if c.state.CompareAndSwap(idle, closed) {
+		if since := c.state.Load(); since > active && c.state.CompareAndSwap(since, closed) {
 			_ = c.raw.Close()
 		}
 	})

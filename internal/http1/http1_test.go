@@ -564,7 +564,7 @@ func TestAShutdownMissesNoConnectionThatFallsIdle(t *testing.T) {
 	s := &Server{conns: map[*conn]struct{}{}}
 	c := &conn{server: s}
 	s.conns[c] = struct{}{}
-	c.state.Store(active)
+	c.state = new(atomic.Int64)
 	if err := s.Shutdown(context.Background()); err != nil || c.state.Load() != active {
 		t.Fatal(err, c.state.Load())
 	}

@@ -29,11 +29,11 @@ func (m malformed) Error() string { return m.says }
 func (c *conn) readRequest() (*http.Request, error) {
 	s := c.server
 	c.headLeft = -1
-	c.until(time.Now().Add(s.IdleTimeout), s.IdleTimeout/8)
+	c.until(c.since.Add(s.IdleTimeout), s.IdleTimeout/8)
 	if _, err := c.br.Peek(1); err != nil {
 		return nil, errNothingCame
 	}
-	if !c.state.CompareAndSwap(idle, active) {
+	if since := c.state.Load(); since == closed || !c.state.CompareAndSwap(since, active) {
 		return nil, errNothingCame
 	}
 	c.until(time.Now().Add(s.HeaderTimeout), 0)

@@ -11,12 +11,11 @@ import (
 )
 
 func of(c net.Conn) net.Conn {
-	switch c.(type) {
-	case *net.TCPConn, *net.UnixConn:
-	default:
+	socket, ok := c.(syscall.Conn) // also one that something else is kept with
+	if !ok {
 		return c
 	}
-	system, err := c.(syscall.Conn).SyscallConn()
+	system, err := socket.SyscallConn()
 	if err != nil {
 		return c
 	}
@@ -31,6 +30,9 @@ type conn struct {
 	system  syscall.RawConn
 	in, out direction
 }
+
+// NetConn is what it was made of.
+func (c *conn) NetConn() net.Conn { return c.Conn }
 
 // CloseWrite tells the other side that nothing more comes.
 func (c *conn) CloseWrite() error {

@@ -45,3 +45,30 @@ func TestNoCallWaitsEvenIfTheSocketWould(t *testing.T) {
 		}
 	})
 }
+
+// A socket that something else is kept with is read and written here too, and closed by what keeps it.
+func TestASocketWithinAnotherIsOne(t *testing.T) {
+	each(t, func(t *testing.T, ours, _ net.Conn) {
+		kept := &keeper{Conn: ours.(*conn).Conn, system: ours.(*conn).Conn.(syscall.Conn)}
+		again, ok := Of(kept).(*conn)
+		if !ok {
+			t.Fatalf("%T is not read here", Of(kept))
+		}
+		if err := again.Close(); err != nil || !kept.closed || again.NetConn() != net.Conn(kept) {
+			t.Errorf("closed %v, of %T: %v", kept.closed, again.NetConn(), err)
+		}
+	})
+}
+
+type keeper struct {
+	net.Conn
+	system syscall.Conn
+	closed bool
+}
+
+func (k *keeper) SyscallConn() (syscall.RawConn, error) { return k.system.SyscallConn() }
+
+func (k *keeper) Close() error {
+	k.closed = true
+	return k.Conn.Close()
+}
