@@ -27,7 +27,7 @@ import (
 var update = flag.Bool("update", false, "rewrite the expected output of scripts and generated documents")
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"vallum": main})
+	testscript.Main(m, map[string]func(){"vallum": main, "vllm": posedAsVLLM})
 }
 
 // The scripts are the commands as a user meets them: exact words, ports that are free, a fake vLLM. Besides vallum

@@ -1,13 +1,11 @@
 package apply_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,105 +14,24 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 
-	"github.com/vallum/vallum/internal/notrun"
+	"github.com/vallum/vallum/internal/sealed"
 )
 
-const systemdProgram = "/lib/systemd/systemd"
-
-// sealed boots systemd where it can write nothing of the machine's and knows no units but the test's: a system that boots
-// cleans /tmp, writes /var and sets kernel parameters. It looks before it boots, and ends with 99 when it could.
-const sealed = `set -eu
-mount --make-rprivate /
-mount -t tmpfs lab /run
-mkdir -p /run/units /run/none /run/state /run/etc /run/dev/net
-for n in null zero full random urandom tty net/tun; do touch /run/dev/$n; mount --bind /dev/$n /run/dev/$n; done
-cp "$PROGRAM" /run/vallum
-mount --bind "$STATE" /run/state
-cp -a /etc/. /run/etc
-for t in sysinit basic shutdown network-online multi-user lab; do printf '[Unit]\nDefaultDependencies=no\n' >/run/units/$t.target; done
-mount --bind /run/etc /etc
-mount --rbind /run/dev /dev
-mount -t cgroup2 lab /sys/fs/cgroup
-mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys
-mount -t tmpfs lab /tmp
-mount -t tmpfs lab /var
-mkdir /var/run
-mount -o remount,bind,ro /sys
-mount -o remount,bind,ro /
-for d in / /usr /root /home /boot /sys /proc/sys/kernel; do if touch $d/.lab 2>/dev/null; then rm -f $d/.lab; exit 99; fi; done
-for d in /tmp /var /run /dev /etc; do [ "$(stat -f -c %T $d)" = tmpfs ] || exit 99; done
-export container=lab SYSTEMD_UNIT_PATH=/run/units SYSTEMD_GENERATOR_PATH=/run/none SYSTEMD_ENVIRONMENT_GENERATOR_PATH=/run/none
-exec ` + systemdProgram + ` --system --unit=lab.target --log-target=console --show-status=no
-`
-
 // systemd is one that runs in the host's network, and in nothing else of the machine's.
-type systemd struct {
-	h   *host
-	pid int
-	log *bytes.Buffer
-}
+type systemd struct{ *sealed.System }
 
 // boot starts systemd. Its control groups are below one of its own.
-func (h *host) boot(t *testing.T) *systemd {
+func (h *host) boot(t *testing.T) systemd {
 	t.Helper()
-	if _, err := os.Stat(systemdProgram); err != nil {
-		notrun.For(t, "systemd is not installed: its side of the unit and of the rollback is not checked")
-	}
-	groups, name := t.TempDir(), "vallum-test-"+strconv.Itoa(os.Getpid())+"-"+h.device
-	inGroups := func(script string) string {
-		return `set -eu; mount --make-rprivate /; mount -t cgroup2 lab "$GROUPS_DIR"; cd "$GROUPS_DIR"; ` + script
-	}
-	env := append(os.Environ(), "GROUPS_DIR="+groups, "NAME="+name, "PROGRAM="+program, "STATE="+h.dir, "SEALED="+sealed)
-	c := exec.Command("unshare", "--mount", "sh", "-c", inGroups(`mkdir "$NAME"; echo $$ >"$NAME/cgroup.procs"; cd /
-exec unshare --fork --kill-child --pid --mount-proc --mount --uts --ipc --cgroup sh -c "$SEALED"`))
-	c.Env = env
-	s := &systemd{h: h, log: &bytes.Buffer{}}
-	c.Stdout, c.Stderr = s.log, s.log
-	h.do(func() { must(t, c.Start()) })
-	ended := make(chan struct{})
-	go func() { defer close(ended); _ = c.Wait() }()
-	t.Cleanup(func() {
-		_ = c.Process.Kill()
-		<-ended
-		remove := exec.Command("unshare", "--mount", "sh", "-c", inGroups(`for i in 1 2 3 4 5 6 7 8 9 10; do find "$NAME" -depth -type d -exec rmdir {} + 2>/dev/null && exit 0; sleep .3; done; exit 1`))
-		remove.Env = env
-		if out, err := remove.CombinedOutput(); err != nil {
-			t.Errorf("control groups are left: %v %s", err, out)
-		}
-	})
-	eventually(t, "systemd runs", 20*time.Second, func() bool {
-		select {
-		case <-ended:
-			t.Fatalf("systemd did not boot: %v\n%s", c.ProcessState, s.log)
-		default:
-		}
-		children := allChildren(t, c.Process.Pid)
-		if len(children) != 1 {
-			return false
-		}
-		pid, err := strconv.Atoi(children[0])
-		must(t, err)
-		s.pid = pid
-		_, err = s.sh("systemctl is-active lab.target")
-		return err == nil
-	})
-	return s
+	return systemd{sealed.Boot(t, sealed.Options{Name: h.device, State: h.dir, Program: program, In: h.do})}
 }
 
-// sh runs a script where systemd runs.
-func (s *systemd) sh(script string) (string, error) {
-	c := exec.Command("nsenter", "-t", strconv.Itoa(s.pid), "-m", "-u", "-i", "-n", "-p", "-C", "--", "sh", "-c", script)
-	c.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
-	out, err := c.CombinedOutput()
-	return string(out), err
-}
-
-func (s *systemd) must(t *testing.T, script string) string {
+func (s systemd) must(t *testing.T, script string) string {
 	t.Helper()
-	out, err := s.sh(script)
+	out, err := s.Sh(script)
 	if err != nil {
-		journal, _ := s.sh("cat /run/state/tunnel.log; systemctl --no-pager --full status 'vallum*' 'driver*'")
-		t.Fatalf("%s: %v\n%s\n%s\n%s", script, err, out, journal, s.log)
+		journal, _ := s.Sh("cat /run/state/tunnel.log; systemctl --no-pager --full status 'vallum*' 'driver*'")
+		t.Fatalf("%s: %v\n%s\n%s\n%s", script, err, out, journal, s.Log())
 	}
 	return out
 }
@@ -227,7 +144,7 @@ systemd-analyze verify /run/units/vllm.service && systemctl daemon-reload`)
 	}
 	s.must(t, "systemctl stop vallum-isolate.service; kill -KILL $(cat /run/state/tunnel.lock); rm /run/state/started; mv /run/state/manifest.signed /run/state/elsewhere")
 	a.forget(t)
-	if out, err := s.sh("systemctl start vllm.service"); err == nil || a.exists("started") {
+	if out, err := s.Sh("systemctl start vllm.service"); err == nil || a.exists("started") {
 		t.Errorf("without an overlay vLLM is started: %v %s", err, out)
 	}
 	s.must(t, "mv /run/state/elsewhere /run/state/manifest.signed; systemctl reset-failed vallum-isolate.service; systemctl start vllm.service")
@@ -255,7 +172,7 @@ func TestTheRollbackOutlivesTheSessionThatArmedIt(t *testing.T) {
 	eventually(t, "it is rolled back", 20*time.Second, func() bool { return x.reaches(a.under, 5000, 200*time.Millisecond) && a.state(t) == before })
 	// And a rollback that cannot be armed changes nothing.
 	s.must(t, "mkdir -p /run/bin && printf '#!/bin/sh\\necho no; exit 1\\n' >/run/bin/systemd-run && chmod +x /run/bin/systemd-run")
-	out, err := s.sh("PATH=/run/bin:$PATH " + up)
+	out, err := s.Sh("PATH=/run/bin:$PATH " + up)
 	if err == nil || !strings.Contains(out, "arming the rollback; nothing was changed") || a.state(t) != before {
 		t.Errorf("without systemd-run: %v\n%s", err, out)
 	}
