@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
@@ -92,6 +93,19 @@ type TB interface {
 	Helper()
 	Cleanup(func())
 	Fatalf(format string, args ...any)
+}
+
+// Apart is where a server may listen that goes, or comes back, while its test runs: a loopback address of its own, with
+// port 0. On 127.0.0.1 the next server of another test may be given the port that it left, and answer in its place. Where
+// there are no other loopback addresses it is 127.0.0.1 all the same.
+func Apart() string {
+	address := fmt.Sprintf("127.%d.%d.%d:0", 1+rand.IntN(254), rand.IntN(256), 1+rand.IntN(254))
+	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", address)
+	if err != nil {
+		return "127.0.0.1:0"
+	}
+	_ = l.Close() // it was opened to see that it can be
+	return address
 }
 
 // Start runs a server on a loopback port, or on Options.UDS, until the test ends.
