@@ -51,14 +51,7 @@ func TestAnUpstreamOfAReloadThatWasAskedForIsWatched(t *testing.T) {
 	t.Parallel()
 	socket := adminSocket(t)
 	g := gatetest.Start(t, gatetest.Options{Config: "admin: unix:" + socket + "\n"})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	address := nobodyAt(t)
 	g.Configure(strings.Replace(g.Yaml(), g.Fake.URL(), "http://"+address, 1))
 	askReload(t, socket)
 	g.Eventually("the upstream that is not there", func() bool { return g.Do(g.Chat("app")).Reason() == "upstream_unavailable" })
@@ -125,7 +118,7 @@ func TestAnOlderFileDoesNotWin(t *testing.T) {
 // The probes may listen where strangers reach them: a body that is announced and never comes holds no connection.
 func TestAProbeWithABodyThatNeverComesIsLetGo(t *testing.T) {
 	t.Parallel()
-	g := gatetest.Start(t, gatetest.Options{Config: "timeouts: {header: 300ms}"})
+	g := gatetest.Start(t, gatetest.Options{Config: "timeouts: {header: 2s}"})
 	c, err := net.Dial("tcp", strings.TrimPrefix(g.Probes, "http://"))
 	if err != nil {
 		t.Fatal(err)

@@ -31,25 +31,11 @@ func fleet(t *testing.T, keys []store.NewKey, fakes ...vllmtest.Options) (*gatet
 	var members []*member
 	for i, o := range fakes {
 		m := &member{name: string(rune('a' + i))}
-		m.Server, m.url, m.end = serve(t, apartFromOthers(t), o)
+		m.Server, m.url, m.end = serve(t, vllmtest.Apart(), o)
 		t.Cleanup(m.Close)
 		members = append(members, m)
 	}
 	return gateBefore(t, keys, members), members
-}
-
-// apartFromOthers is an address for a server that is going to die: on 127.0.0.1 its port may be given to the next server of
-// another test, which then answers in its place. Where there is no other loopback address it has to do.
-func apartFromOthers(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.2:0")
-	if err != nil {
-		return "127.0.0.1:0"
-	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return "127.0.0.2:0"
 }
 
 func gateBefore(t *testing.T, keys []store.NewKey, members []*member) *gatetest.Gate {

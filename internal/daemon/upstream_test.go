@@ -34,18 +34,24 @@ func serve(t *testing.T, address string, o vllmtest.Options) (s *vllmtest.Server
 	return s, "http://" + l.Addr().String(), end
 }
 
+// nobodyAt is an address at which nobody listens, until a test serves there.
+func nobodyAt(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", vllmtest.Apart())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return l.Addr().String()
+}
+
 // An upstream that is not up at the start: the gate listens, says so, and serves as soon as it comes; when it goes, the
 // same, and nothing hangs.
 func TestAnUpstreamThatComesLaterAndGoes(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	address := nobodyAt(t)
 	g := gatetest.Start(t, gatetest.Options{Upstream: "http://" + address})
 	down := func() {
 		t.Helper()
@@ -150,21 +156,26 @@ func TestSeveralUpstreams(t *testing.T) {
 	t.Parallel()
 	second, url, end := serve(t, "127.0.0.1:0", vllmtest.Options{Models: []string{"tiny", "only-second"}})
 	defer end()
+	first, firstURL, endFirst := serve(t, vllmtest.Apart(), vllmtest.Options{})
+	t.Cleanup(first.Close)
 	g := gatetest.Start(t, gatetest.Options{
-		UpExtra: "models: [tiny]", Keys: []store.NewKey{{Name: "app", Roles: []string{"inference", "operator"}}},
+		Upstream: firstURL, UpExtra: "models: [tiny]", Keys: []store.NewKey{{Name: "app", Roles: []string{"inference", "operator"}}},
 	})
 	g.Reload(strings.Replace(g.Yaml(), "upstreams:\n", fmt.Sprintf("upstreams:\n  - {name: second, url: %q}\n", url), 1))
 	ask := func(r gatetest.Request) gatetest.Answer { r.Key = g.Secret("app"); return g.Do(r) }
 	g.Eventually("the second upstream", func() bool {
 		return ask(gatetest.Request{Path: "/v1/chat/completions", Body: `{"model":"only-second","messages":[]}`}).Status == 200
 	})
-	if g.Fake.Arrived() != 0 {
+	g.Eventually("both", func() bool {
+		return strings.HasPrefix(g.Probe("/readyz"), "ready") && !strings.Contains(g.Probe("/readyz"), "not alive")
+	})
+	if first.Arrived() != 0 {
 		t.Error("the model of the second went to the first")
 	}
 	for range 10 {
 		ask(gatetest.Request{Path: "/v1/chat/completions", Body: gatetest.ChatBody})
 	}
-	if a, b := g.Fake.Arrived(), second.Arrived()-1; a != 5 || b != 5 {
+	if a, b := first.Arrived(), second.Arrived()-1; a != 5 || b != 5 {
 		t.Errorf("in turn: %d and %d", a, b)
 	}
 	if a := ask(gatetest.Request{Method: "POST", Path: "/pause"}); a.Reason() != "upstream_not_named" {
@@ -176,7 +187,7 @@ func TestSeveralUpstreams(t *testing.T) {
 	if a := ask(gatetest.Request{Method: "POST", Path: "/resume", Header: map[string]string{"X-Vallum-Upstream": "second"}}); a.Status >= 500 || second.Last().Path != "/resume" || second.Last().Header.Get("X-Vallum-Upstream") != "" {
 		t.Errorf("by name: %d %s, %q", a.Status, a.Body, second.Last().Head)
 	}
-	g.Fake.Close()
+	endFirst()
 	failed := 0
 	for range 10 {
 		if a := ask(gatetest.Request{Path: "/v1/chat/completions", Body: gatetest.ChatBody}); a.Status != 200 {
@@ -191,7 +202,7 @@ func TestSeveralUpstreams(t *testing.T) {
 // `vallum explain` answers by the releases that the running gateway found, also when a server comes back as another one.
 func TestTheEffectiveConfigurationHasTheReleasesThatWereFound(t *testing.T) {
 	t.Parallel()
-	_, url, end := serve(t, "127.0.0.1:0", vllmtest.Options{Version: "0.27.1"})
+	_, url, end := serve(t, vllmtest.Apart(), vllmtest.Options{Version: "0.27.1"})
 	g := gatetest.Start(t, gatetest.Options{Upstream: url})
 	holds := func(release string) func() bool {
 		return func() bool {
