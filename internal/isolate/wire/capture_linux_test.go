@@ -28,28 +28,37 @@ func alone(t *testing.T, f func()) {
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if err := plug(); err != nil {
+		far, err := plug()
+		if err != nil {
 			t.Error(err)
 			return
 		}
+		defer unix.Close(far)
 		f()
 	}()
 	<-done
 }
 
-// plug makes the namespace and its two devices, whose other ends are in a namespace that nobody looks at.
-func plug() error {
+// plug makes the namespace and its two devices, whose other ends are in a namespace that nobody looks at. It lives, and with
+// it the devices, until what is given is closed.
+func plug() (far int, err error) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return err
+		return -1, err
 	}
-	far, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
+	if far, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+		return -1, err
 	}
-	defer unix.Close(far)
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return err
+		return -1, errors.Join(err, unix.Close(far))
 	}
+	if err := devices(far); err != nil {
+		return -1, errors.Join(err, unix.Close(far))
+	}
+	return far, nil
+}
+
+// devices makes those of plug, from this namespace to the far one.
+func devices(far int) error {
 	there, err := netlink.NewHandleAt(netns.NsHandle(far))
 	if err != nil {
 		return err
