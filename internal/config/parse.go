@@ -61,12 +61,13 @@ func decodeFile(name string, b []byte) (c *Config, d *decoder, p *Problems) {
 		p.List = append(p.List, syntaxProblem(err, p.text))
 		return nil, nil, p
 	}
-	c, d = &Config{}, &decoder{where: map[string]*yaml.Node{}}
-	if doc.Kind == yaml.DocumentNode && len(doc.Content) == 1 {
-		d.value(doc.Content[0], "", reflect.ValueOf(c).Elem())
-	} else {
-		d.say(&yaml.Node{Line: 1, Column: 1}, "file", "is not a mapping", "version: 1 and what follows")
+	if doc.Kind != yaml.DocumentNode || len(doc.Content) != 1 || doc.Content[0].Kind != yaml.MappingNode {
+		// It may be another file, with a secret on its one line.
+		p.List = append(p.List, Problem{Line: 1, Column: 1, Path: "file", What: "is not a mapping", Right: "version: 1 and what follows", hide: 1})
+		return nil, nil, p
 	}
+	c, d = &Config{}, &decoder{where: map[string]*yaml.Node{}}
+	d.value(doc.Content[0], "", reflect.ValueOf(c).Elem())
 	return c, d, p
 }
 
@@ -104,6 +105,11 @@ func syntaxProblem(err error, text []string) Problem {
 		one.Line, one.Column = max(load.Mark.Line, 1), max(load.Mark.Column, 1)
 	}
 	one.What = strings.TrimPrefix(one.What, "yaml: ")
+	for _, misses := range missing {
+		if strings.Contains(one.What, misses[0]) {
+			one.Right = misses[1]
+		}
+	}
 	if one.Line <= len(text) && strings.Contains(indentOf(text[one.Line-1]), "\t") {
 		one.What, one.Right = "a tab in the indent, which YAML does not take", "spaces"
 		one.Column = strings.IndexByte(text[one.Line-1], '\t') + 1
@@ -114,6 +120,15 @@ func syntaxProblem(err error, text []string) Problem {
 		}
 	}
 	return one
+}
+
+// missing are what the YAML reader says that it did not find, and what that means to who wrote the file.
+var missing = [][2]string{
+	{"expected key", "an indent as the keys beside it have"},
+	{"expected '-' indicator", "an indent as the items beside it have"},
+	{"expected ',' or ']'", "a ] that ends the list begun above"},
+	{"expected ',' or '}'", "a } that ends the mapping begun above"},
+	{"mapping values are not allowed", "an indent as the keys beside it have, or the value in quotes"},
 }
 
 // indentOf is what stands before the first word of a line.

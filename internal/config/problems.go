@@ -47,8 +47,11 @@ func (p *Problems) Text() string {
 	return b.String()
 }
 
-// shown is the line of a problem, cut before the first thing on it that may be a secret, and what stands under it as far as
-// the caret. Columns count characters.
+// columns of a line are shown: with its number it fits a terminal of 80.
+const columns = 72
+
+// shown is the line of a problem, cut before the first thing on it that may be a secret and to what a terminal holds, and
+// what stands under it as far as the caret. Columns count characters.
 func (p *Problems) shown(one Problem) (line, under string) {
 	whole := []rune(strings.TrimRight(p.text[one.Line-1], "\r"))
 	end := len(whole)
@@ -57,11 +60,24 @@ func (p *Problems) shown(one Problem) (line, under string) {
 			end = min(end, other.hide-1)
 		}
 	}
-	line = string(whole[:end])
+	caret := min(max(one.Column-1, 0), len(whole))
+	begin := 0
+	if end > columns {
+		if caret > columns*2/3 { // what would be right follows the caret
+			begin = min(caret-columns/3, end-columns+1)
+		}
+		if room := columns - min(begin, 1); end-begin > room {
+			end = begin + room - 1
+		}
+	}
+	line = string(whole[begin:end])
 	if end < len(whole) {
 		line += "…"
 	}
-	for _, r := range whole[:min(max(one.Column-1, 0), len(whole))] {
+	if begin > 0 {
+		line, under = "…"+line, " "
+	}
+	for _, r := range whole[begin:caret] {
 		if r != '\t' { // a tab is as wide as it is in the line above
 			r = ' '
 		}

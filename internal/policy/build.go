@@ -191,15 +191,27 @@ func (r *rule) grantGroup(group string) (what, right string) {
 	return fmt.Sprintf("there is no group %q", group), "@inference, @monitor, @operator, or a group of docs/operations.md"
 }
 
-// nearest names the operation whose id shares the longest beginning with the name; none when that is no likeness.
+// nearest names the operation that is meant: by its path, by the end of its id, or by the longest beginning that both
+// share. None when that is no likeness.
 func nearest(name string) string {
+	if strings.Contains(name, "*") {
+		return ", each by itself, or a group"
+	}
 	best, shared := "", 2
 	for _, op := range vllm.All() {
 		n := 0
 		for n < len(op.ID) && n < len(name) && op.ID[n] == name[n] {
 			n++
 		}
-		if n > shared && op.Grant != vllm.Never {
+		switch {
+		case op.Grant == vllm.Never:
+			continue
+		case name == op.Path || name == op.Method+" "+op.Path:
+			return "; nearest: " + op.ID
+		case strings.HasSuffix(op.ID, "."+name):
+			n = len(op.ID)
+		}
+		if n > shared {
 			best, shared = op.ID, n
 		}
 	}
