@@ -90,7 +90,7 @@ func (s streams) auditInput(ctx context.Context, dir string, watch time.Duration
 		return in, err
 	}
 	if in.Plan != nil {
-		in.Rules = st.Holds()
+		in.Rules, in.Overlay = nft.Check(in.Plan.Rules), st.Holds()
 	}
 	if in.Counters, err = nft.Counters(); err != nil {
 		return in, err
@@ -212,6 +212,9 @@ func (s streams) printAudit(r audit.Report) error {
 	}
 	for _, n := range r.NotProtected {
 		fmt.Fprintln(s.out, screen.Wrap("NOT PROTECTED: "+n, "  ", 0, screenColumns))
+	}
+	if r.Broken != "" {
+		fmt.Fprintln(s.out, r.Broken)
 	}
 	for _, m := range r.Missing {
 		fmt.Fprintf(s.out, "not observed: %s\n", m)

@@ -173,7 +173,7 @@ func (s State) outcome(token string) error {
 	if r == nil || r.Token != token {
 		return ErrRolledBack
 	}
-	return s.holds(r.Plan)
+	return s.holds(r)
 }
 
 // pair is the two ends of a connection.
@@ -223,8 +223,10 @@ func fresh(k isolate.Socket, caller netip.Addr, before map[pair]bool) bool {
 }
 
 // supervise starts the tunnel again whenever it ends, until ctx does. The device, its keys and addresses come back alike.
+// One that ends at once, again and again, is waited for longer each time: it fills a log.
 func (s State) supervise(ctx context.Context) error {
-	for ctx.Err() == nil {
+	for wait := leastWait; ctx.Err() == nil; {
+		began := time.Now()
 		c := exec.CommandContext(ctx, s.Program, "isolate", "tunnel", "--state", s.Dir, "--child")
 		c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
 		c.WaitDelay = 3 * time.Second
@@ -237,8 +239,17 @@ func (s State) supervise(ctx context.Context) error {
 		fmt.Fprintf(os.Stderr, "the tunnel ended (%v); it is started again\n", err)
 		select {
 		case <-ctx.Done():
-		case <-time.After(200 * time.Millisecond):
+		case <-time.After(wait):
+		}
+		if wait = min(2*wait, mostWait); time.Since(began) > 2*mostWait {
+			wait = leastWait
 		}
 	}
 	return nil
 }
+
+// How long a tunnel that has ended is not started again.
+const (
+	leastWait = 200 * time.Millisecond
+	mostWait  = 3 * time.Second
+)

@@ -133,7 +133,8 @@ func (s State) apply(p *isolate.Plan, o Options) error {
 	for _, e := range cutOff(p) {
 		o.Say("%s", e)
 	}
-	return nil
+	// What was asked for is not yet what is: another program may have the port, or a rule of policy routing the packets.
+	return s.missing(&record{Plan: p, Hosts: o.Hosts})
 }
 
 // device makes the overlay's device by the kernel, or by a process that is started when none runs.
@@ -148,9 +149,15 @@ func (s State) device(p *isolate.Plan) error {
 		}
 		p.Kernel = false // it said that it could, and cannot
 	}
-	// Whatever somebody did to its device, a tunnel that runs is given back what the plan says.
+	// Whatever somebody did to its device, a tunnel that runs is given back what the plan says. wireguard-go does not take
+	// up again a port that it has lost: it begins anew then.
 	if s.tunnelRuns() && tunnel.Configure(p, s.keys()) == nil {
-		return nil
+		if soon(3*time.Second, func() error { return s.carried(p) }) == nil {
+			return nil
+		}
+		if err := s.removeDevice(p.Device); err != nil {
+			return err
+		}
 	}
 	return s.startTunnel(p)
 }

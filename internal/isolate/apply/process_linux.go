@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vallum/vallum/internal/isolate"
-	"github.com/vallum/vallum/internal/isolate/nft"
 	"github.com/vallum/vallum/internal/isolate/tunnel"
 )
 
@@ -34,6 +33,9 @@ func Tunnel(ctx context.Context, s State, child bool) error {
 		}
 		if p == nil {
 			return errors.New("no plan is applied; vallum isolate up starts the tunnel")
+		}
+		if err := portFree(p.Port, time.Second); err != nil {
+			return err // before there is a device, which would stand without it
 		}
 		return tunnel.Serve(ctx, p, s.keys(), func() {})
 	}
@@ -92,7 +94,11 @@ func (s State) startTunnel(p *isolate.Plan) error {
 	}
 	defer func() { _ = log.Close() }()
 	ended := make(chan error, 1)
-	if !s.tunnelRuns() {
+	if s.tunnelRuns() {
+		if err := soon(3*time.Second, func() error { return stranger(p) }); err != nil {
+			return err
+		}
+	} else {
 		if err := portFree(p.Port, 3*time.Second); err != nil {
 			return err
 		}
@@ -107,7 +113,11 @@ func (s State) startTunnel(p *isolate.Plan) error {
 		}()
 	}
 	for end := time.Now().Add(15 * time.Second); ; {
-		if s.tunnelRuns() && tunnel.Configure(p, s.keys()) == nil {
+		err := errors.New("its process does not run")
+		if s.tunnelRuns() {
+			err = errors.Join(tunnel.Configure(p, s.keys()), s.carried(p))
+		}
+		if err == nil {
 			return nil
 		}
 		select {
@@ -116,7 +126,7 @@ func (s State) startTunnel(p *isolate.Plan) error {
 		case <-time.After(50 * time.Millisecond):
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("the tunnel does not come up: %s", tail(log.Name()))
+			return fmt.Errorf("the tunnel does not come up: %w: %s", err, tail(log.Name()))
 		}
 	}
 }
@@ -184,24 +194,4 @@ func (s State) stopTunnel() error {
 		}
 	}
 	return fmt.Errorf("the tunnel's process %d does not end", pid)
-}
-
-// Holds says what is missing of the plan that is applied; nil when all of it holds.
-func (s State) Holds() error {
-	p, _, err := s.Applied()
-	if err != nil {
-		return err
-	}
-	if p == nil {
-		return errors.New("no overlay is applied on this node; vallum isolate up")
-	}
-	return s.holds(p)
-}
-
-func (s State) holds(p *isolate.Plan) error {
-	up := tunnel.Up(p)
-	if up == nil {
-		up = tunnel.Peers(p)
-	}
-	return errors.Join(up, nft.Check(p.Rules), tunnel.Prohibited(p))
 }

@@ -114,12 +114,17 @@ func (s State) remove(name string) error {
 
 // Applied is the plan that holds now: a pending one before a confirmed one; nil when there is none.
 func (s State) Applied() (p *isolate.Plan, confirmed bool, err error) {
-	r, err := s.read(pendingFile)
+	r, confirmed, err := s.appliedRecord()
+	return planOf(r), confirmed, err
+}
+
+func (s State) appliedRecord() (r *record, confirmed bool, err error) {
+	r, err = s.read(pendingFile)
 	if err != nil || r != nil {
-		return planOf(r), false, err
+		return r, false, err
 	}
 	r, err = s.read(confirmedFile)
-	return planOf(r), true, err
+	return r, true, err
 }
 
 func planOf(r *record) *isolate.Plan {

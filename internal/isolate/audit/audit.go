@@ -29,6 +29,7 @@ type Input struct {
 	Snapshot *isolate.Snapshot
 	Plan     *isolate.Plan     // what is applied; nil: nothing is
 	Rules    error             // why the rules are not those of the plan; nil: they were read back equal
+	Overlay  error             // why the overlay does not hold, rules and all; what stands after "hint: " is what to do
 	Counters map[string]uint64 // of the rules, as in "input refused"; of a watch, what they counted meanwhile
 }
 
@@ -43,6 +44,7 @@ type Finding struct {
 // Report is an audit's answer.
 type Report struct {
 	Verdict      Verdict   `json:"verdict"`
+	Broken       string    `json:"broken,omitempty"` // why the overlay that is applied does not hold: never green
 	Findings     []Finding `json:"findings"`
 	Settings     []Setting `json:"settings"`      // of the running processes, with what they mean
 	Hints        []string  `json:"hints"`         // what is probably set wrongly
@@ -74,6 +76,11 @@ func Judge(in Input) Report {
 	for _, b := range in.Snapshot.Bypasses {
 		r.NotProtected = append(r.NotProtected, b.Text())
 		r.Verdict = NotProtected
+	}
+	if in.Overlay != nil {
+		broken, hint, _ := strings.Cut(in.Overlay.Error(), "\nhint: ")
+		r.Broken, r.Verdict = broken, Outside
+		r.Hints = append(r.Hints, hint)
 	}
 	r.Settings = in.settings()
 	for _, s := range r.Settings {

@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
-	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -87,7 +84,7 @@ func Serve(ctx context.Context, p *isolate.Plan, keys Keys, ready func()) error 
 // says that the kernel has none.
 func MakeKernel(p *isolate.Plan) error {
 	if l, err := netlink.LinkByName(p.Device); err == nil {
-		if l.Type() != "wireguard" {
+		if l.Type() != kernelType {
 			return fmt.Errorf("device %q is there and of type %q; choose another name as isolate.device", p.Device, l.Type())
 		}
 		return nil
@@ -196,7 +193,7 @@ func Remove(name string) error {
 	if err != nil {
 		return fmt.Errorf("looking for device %q: %w", name, err)
 	}
-	if l.Type() != "wireguard" && l.Type() != "tuntap" && l.Type() != "tun" {
+	if l.Type() != kernelType && !userspace(l) {
 		return fmt.Errorf("device %q is of type %q and not ours; it stays", name, l.Type())
 	}
 	if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
@@ -217,65 +214,6 @@ func Free(name string) error {
 	return fmt.Errorf("device %q (%s) is there and nothing says that it is ours; choose another name as isolate.device, or delete it", name, l.Type())
 }
 
-// Up reports whether the device is there, up, and holds the plan's addresses.
-func Up(p *isolate.Plan) error {
-	l, err := netlink.LinkByName(p.Device)
-	if err != nil {
-		return fmt.Errorf("the overlay's device %q is not there", p.Device)
-	}
-	if l.Attrs().Flags&net.FlagUp == 0 {
-		return fmt.Errorf("the overlay's device %q is down", p.Device)
-	}
-	have, err := addresses(l)
-	if err != nil {
-		return err
-	}
-	for _, a := range p.Addresses {
-		if !have[a] {
-			return fmt.Errorf("the overlay's address %s is not on device %q", a, p.Device)
-		}
-	}
-	return nil
-}
-
-// Peers says how the device's peers differ from the plan's: a key that is not of the fleet, or one that may send as more
-// than itself, is in the overlay. Where a peer is reached is not compared: WireGuard learns that.
-func Peers(p *isolate.Plan) error {
-	client, err := wgctrl.New()
-	if err != nil {
-		return fmt.Errorf("opening WireGuard's control: %w", err)
-	}
-	defer func() { _ = client.Close() }()
-	d, err := client.Device(p.Device)
-	if err != nil {
-		return fmt.Errorf("reading device %q: %w", p.Device, err)
-	}
-	want := map[string][]netip.Prefix{}
-	for _, peer := range p.Peers {
-		want[peer.PublicKey] = peer.Allowed
-	}
-	for _, peer := range d.Peers {
-		key := peer.PublicKey.String()
-		allowed, ours := want[key]
-		if !ours {
-			return fmt.Errorf("device %q has a peer %s that is not of the plan", p.Device, key)
-		}
-		delete(want, key)
-		for _, n := range peer.AllowedIPs {
-			if !slices.Contains(allowed, ipnet.Prefix(&n)) {
-				return fmt.Errorf("on device %q the peer %s may send as %s, which is not its own", p.Device, key, n.String())
-			}
-		}
-		if len(peer.AllowedIPs) != len(allowed) {
-			return fmt.Errorf("on device %q the peer %s may not send as all of %v", p.Device, key, allowed)
-		}
-	}
-	for key := range want {
-		return fmt.Errorf("device %q lacks the peer %s", p.Device, key)
-	}
-	return nil
-}
-
 // Handshake is a peer of the running overlay.
 type Handshake struct {
 	Name     string
@@ -286,17 +224,9 @@ type Handshake struct {
 
 // Handshakes are the plan's peers as the device sees them.
 func Handshakes(p *isolate.Plan) ([]Handshake, error) {
-	client, err := wgctrl.New()
+	d, err := read(p.Device)
 	if err != nil {
-		return nil, fmt.Errorf("opening WireGuard's control: %w", err)
-	}
-	defer func() { _ = client.Close() }()
-	d, err := client.Device(p.Device)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("the overlay's device %q is not there", p.Device)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading device %q: %w", p.Device, err)
+		return nil, err
 	}
 	var list []Handshake
 	for _, peer := range p.Peers {
