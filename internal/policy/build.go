@@ -79,12 +79,9 @@ func Build(in Rules) (*Policy, []Problem) {
 	for _, m := range in.Models {
 		p.models[m.Name] = m
 	}
-	for name, ids := range BuiltIn {
-		r := &rule{name: name, operations: map[string]bool{}, any: true}
-		for _, id := range ids {
-			r.add(id)
-		}
-		p.rules[name] = r
+	for name := range BuiltIn {
+		p.rules[name] = &rule{name: name, operations: map[string]bool{}, any: true}
+		p.rules[name].grantGroup(name)
 	}
 	var problems []Problem
 	for i, role := range in.Roles {
@@ -169,23 +166,21 @@ func (r *rule) grant(name OperationName) (what, right string) {
 }
 
 func (r *rule) grantGroup(group string) (what, right string) {
-	if ids, ok := BuiltIn[group]; ok {
-		for _, id := range ids {
-			r.add(id)
-		}
-		return "", ""
-	}
-	found := false
-	for _, op := range vllm.InGroup(vllm.Group(group)) {
-		if op.Grant == vllm.ByGroup {
-			r.add(op.ID)
-			found = true
+	ids, members := BuiltIn[group], vllm.InGroup(vllm.Group(group))
+	if ids == nil {
+		for _, op := range members {
+			if op.Grant == vllm.ByGroup {
+				ids = append(ids, op.ID)
+			}
 		}
 	}
-	if found {
-		return "", ""
+	for _, id := range ids {
+		r.add(id)
 	}
-	if len(vllm.InGroup(vllm.Group(group))) > 0 {
+	switch {
+	case len(ids) > 0:
+		return "", ""
+	case len(members) > 0:
 		return fmt.Sprintf("group %q cannot be granted as a whole", group), "one operation at a time, by its id, with acknowledge beside it"
 	}
 	return fmt.Sprintf("there is no group %q", group), "@inference, @monitor, @operator, or a group of docs/operations.md"

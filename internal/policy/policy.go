@@ -70,15 +70,20 @@ func (p *Policy) Decide(who identity.Principal, op *vllm.Operation, segments []s
 	return g, verdict.Allow()
 }
 
-// granting lists the rules of the principal's roles that grant the operation, in the order of its roles.
-func (p *Policy) granting(who identity.Principal, op *vllm.Operation) []*rule {
+// held lists the rules of the principal's roles, in their order. A role that the configuration lacks holds none.
+func (p *Policy) held(who identity.Principal) []*rule {
 	var some []*rule
 	for _, role := range who.Roles() {
-		if r := p.rules[role]; r != nil && r.operations[op.ID] {
+		if r := p.rules[role]; r != nil {
 			some = append(some, r)
 		}
 	}
 	return some
+}
+
+// granting lists those that grant the operation.
+func (p *Policy) granting(who identity.Principal, op *vllm.Operation) []*rule {
+	return slices.DeleteFunc(p.held(who), func(r *rule) bool { return !r.operations[op.ID] })
 }
 
 // chooseModel finds the model that is asked for among those that the rules grant, and keeps the rules that grant it.
@@ -106,8 +111,11 @@ func (p *Policy) chooseModel(g *Grant, rules []*rule, f Facts) ([]*rule, verdict
 		return nil, verdict.Refuse(verdict.UpstreamUnavailable, fmt.Errorf("no upstream that has answered serves model %q, and not all have", g.model))
 	}
 	if !served || len(with) == 0 {
-		return nil, verdict.Refuse(verdict.NotPermitted, fmt.Errorf("no role of key %q grants operation %q on model %q (served: %t)", g.who.Name(), g.op.ID, g.model, served)).
-			At("/model").Saying("GET /v1/models lists the models of this key.")
+		cause := fmt.Errorf("no role of key %q grants operation %q on model %q", g.who.Name(), g.op.ID, g.model)
+		if !served {
+			cause = fmt.Errorf("no upstream serves model %q", g.model)
+		}
+		return nil, verdict.Refuse(verdict.NotPermitted, cause).At("/model").Saying("GET /v1/models lists the models of this key.")
 	}
 	if f.Upstream != "" {
 		if !slices.Contains(model.Upstreams, f.Upstream) {
@@ -213,13 +221,11 @@ func outputCap(rules []*rule) int64 {
 // LimitsOf is the strictest of the limits of all roles of the principal, kind by kind.
 func (p *Policy) LimitsOf(who identity.Principal) Limits {
 	var l Limits
-	for _, role := range who.Roles() {
-		if r := p.rules[role]; r != nil {
-			l.RequestsPerMinute = stricter(l.RequestsPerMinute, r.limits.RequestsPerMinute)
-			l.Burst = stricter(l.Burst, r.limits.Burst)
-			l.Concurrent = stricter(l.Concurrent, r.limits.Concurrent)
-			l.TokensPerMinute = stricter(l.TokensPerMinute, r.limits.TokensPerMinute)
-		}
+	for _, r := range p.held(who) {
+		l.RequestsPerMinute = stricter(l.RequestsPerMinute, r.limits.RequestsPerMinute)
+		l.Burst = stricter(l.Burst, r.limits.Burst)
+		l.Concurrent = stricter(l.Concurrent, r.limits.Concurrent)
+		l.TokensPerMinute = stricter(l.TokensPerMinute, r.limits.TokensPerMinute)
 	}
 	return l
 }
@@ -233,12 +239,7 @@ func stricter(a, b int64) int64 {
 
 // ModelsOf lists the models, and the aliases of models, that the principal may use in any operation, sorted.
 func (p *Policy) ModelsOf(who identity.Principal) []Model {
-	var rules []*rule
-	for _, role := range who.Roles() {
-		if r := p.rules[role]; r != nil && r.usesModels {
-			rules = append(rules, r)
-		}
-	}
+	rules := slices.DeleteFunc(p.held(who), func(r *rule) bool { return !r.usesModels })
 	var list []Model
 	for _, name := range p.modelsOf(rules) {
 		list = append(list, p.models[name])
