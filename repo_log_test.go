@@ -14,7 +14,7 @@ import (
 // logKeys are the names under which the program logs. One thing has one name, so that a search finds all of it; a new one
 // is added here.
 var logKeys = []string{
-	"after", "cause", "drain", "error", "event", "id", "key_id", "message", "models", "name", "next_try", "panic", "problem", "reason", "remote",
+	"after", "cause", "drain", "error", "event", "id", "key_id", "last_from", "max", "message", "models", "name", "next_try", "panic", "per_address", "problem", "reason", "remote",
 	"stack", "status", "to", "upstream", "version", "warning",
 }
 

@@ -11,6 +11,8 @@ import (
 const (
 	maxBuffered = 256 << 20        // bytes of memory for bodies
 	maxAudio    = 10 * time.Minute // vLLM's own bound on sound
+
+	leastConnections, mostConnections = 8, 1_000_000
 )
 
 // Defaults fills in what the file does not say. Nothing that it fills in opens anything.

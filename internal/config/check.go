@@ -41,6 +41,7 @@ func (c *Config) check(d *decoder) {
 	c.checkRoles(d)
 	c.Isolate.check(d)
 	c.checkBodies(d)
+	c.Clients.check(d)
 	oneOf(d, "upstream_errors", c.Errors, "replace", "pass")
 	oneOf(d, "audit.checkpoints", c.Audit.Notes, "stdout")
 	oneOf(d, "audit.sync", c.Audit.Sync, "interval", "always", "none")
@@ -272,6 +273,18 @@ func (c *Config) checkListeners(d *decoder) {
 	}
 	take("probes", c.Probes)
 	take("admin", c.Admin)
+}
+
+// check refuses bounds that nobody means. Whether the process may open so many files is known where it runs.
+func (c Connections) check(d *decoder) {
+	switch {
+	case 0 < c.Max && c.Max < leastConnections:
+		d.at("connections.max", fmt.Sprintf("%d connections are too few to serve anybody", c.Max), fmt.Sprintf("%d or more", leastConnections))
+	case c.Max > mostConnections:
+		d.at("connections.max", fmt.Sprintf("%d connections are more than one process can hold", c.Max), fmt.Sprintf("%d or less", mostConnections))
+	case c.PerAddress > mostConnections || c.Max > 0 && c.PerAddress > c.Max:
+		d.at("connections.per_address", fmt.Sprintf("%d of one address are more than all that there may be", c.PerAddress), "max or less; without this key a quarter of it")
+	}
 }
 
 // checkBodies refuses caps that can never be reached, for the memory of all bodies is smaller.

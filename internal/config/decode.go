@@ -216,7 +216,7 @@ func parseCount(s string) (Count, error) {
 	n, err := strconv.ParseInt(strings.ReplaceAll(s, "_", ""), 10, 64)
 	switch {
 	case err == nil && n == 0:
-		return 0, errors.New("0 would be no limit | 1 or more; without this key there is no limit")
+		return 0, errors.New("0 would be no limit | 1 or more, or leave the key out")
 	case err != nil || n < 0:
 		return 0, fmt.Errorf("%q is not a whole number from 1 | such as 600 or 200_000", s)
 	}

@@ -33,7 +33,7 @@ func runChild(dir string) {
 			}
 			return config.Parse(file, b)
 		},
-		State: dir, Out: os.Stdout, Screen: io.Discard, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		State: dir, Out: os.Stdout, Screen: os.Stderr, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	fmt.Fprintln(os.Stderr, err)
 }
@@ -46,6 +46,7 @@ type child struct {
 	key    string
 	url    string
 	client *http.Client
+	files  int // the process may open; 0 is what this one may
 	cmd    *exec.Cmd
 	log    gatetest.Text
 }
@@ -54,10 +55,7 @@ type child struct {
 func newChild(t *testing.T) *child {
 	t.Helper()
 	c := &child{t: t, fake: vllmtest.Start(t, vllmtest.Options{}), state: filepath.Join(t.TempDir(), "state"), client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 32}}}
-	yaml := fmt.Sprintf("version: 1\nlisten: [{address: \"127.0.0.1:0\"}]\nprobes: off\nupstreams: [{name: fake, url: %q}]\n", c.fake.URL())
-	if err := os.WriteFile(filepath.Join(filepath.Dir(c.state), "vallum.yaml"), []byte(yaml), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	c.configure("probes: off\n")
 	st, err := store.Open(t.Context(), c.state)
 	if err != nil {
 		t.Fatal(err)
@@ -72,10 +70,22 @@ func newChild(t *testing.T) *child {
 	return c
 }
 
+// configure writes the configuration, with these lines of YAML.
+func (c *child) configure(more string) {
+	c.t.Helper()
+	yaml := fmt.Sprintf("version: 1\nlisten: [{address: \"127.0.0.1:0\"}]\nupstreams: [{name: fake, url: %q}]\n%s", c.fake.URL(), more)
+	if err := os.WriteFile(filepath.Join(filepath.Dir(c.state), "vallum.yaml"), []byte(yaml), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
 // start runs a gateway and returns once clients are served.
 func (c *child) start() {
 	c.t.Helper()
 	c.cmd = exec.Command(os.Args[0])
+	if c.files > 0 {
+		c.cmd = exec.Command("sh", "-c", fmt.Sprintf("ulimit -Sn 64 && ulimit -Hn %d && exec \"$0\"", c.files), os.Args[0]) // the soft limit is raised to the hard one
+	}
 	c.cmd.Env = append(os.Environ(), childState+"="+c.state)
 	c.cmd.Stderr = &c.log
 	out, err := c.cmd.StdoutPipe()

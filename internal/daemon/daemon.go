@@ -19,6 +19,7 @@ import (
 	"github.com/vallum/vallum/internal/audit"
 	"github.com/vallum/vallum/internal/authn"
 	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/conns"
 	"github.com/vallum/vallum/internal/daemon/screen"
 	"github.com/vallum/vallum/internal/gateway"
 	"github.com/vallum/vallum/internal/limit"
@@ -49,6 +50,7 @@ type Daemon struct {
 	records  *audit.Log
 	limits   *limit.Limiter
 	memory   *gateway.Memory
+	places   *conns.Bound // for clients' connections
 	meter    *meter.Meter
 	salts    *salter
 	work     context.Context // of all that outlives the drain, and whoever asked for a reload; since serve
@@ -110,6 +112,7 @@ func (d *Daemon) open(ctx context.Context, conf *config.Config) error {
 	d.salts = &salter{secret: secret}
 	d.meter = meter.New()
 	d.memory = gateway.NewMemory(int64(conf.Bodies.MaxBuffered))
+	d.places = &conns.Bound{Refused: d.tellRefused}
 	var held []io.Writer
 	if conf.Audit.Notes == "stdout" {
 		held = append(held, apart{d.options.Out})
@@ -140,7 +143,18 @@ func (d *Daemon) gauges() {
 	d.meter.Gauge("vallum_audit_unsigned", "Records under no checkpoint yet.", func() float64 { st := d.records.Stats(); return float64(st.Lines - min(st.Lines, st.Signed)) })
 	d.meter.Gauge("vallum_buffered_bytes", "Bytes of max_buffered that are taken.", func() float64 { return float64(d.memory.Taken()) })
 	d.meter.Gauge("vallum_slots", "Slots taken by running requests.", func() float64 { slots, _ := d.limits.InUse(); return float64(slots) })
+	d.meter.Gauge("vallum_client_connections", "Connections of clients that are open.", func() float64 { return float64(d.places.Stats().Open) })
+	d.meter.Gauge("vallum_client_connections_max", "Connections of clients that may be open.", func() float64 { return float64(d.places.Stats().Most) })
+	d.meter.Counter("vallum_client_connections_idle_closed_total", "Idle connections that were closed to make room for others.", nil, func() int64 { return d.places.Stats().IdleClosed })
+	const refused, help = "vallum_client_connections_refused_total", "Connections that were closed as they came, by the bound that was reached: max, or per_address."
+	d.meter.Counter(refused, help, map[string]string{"bound": "max"}, func() int64 { return d.places.Stats().RefusedAll })
+	d.meter.Counter(refused, help, map[string]string{"bound": "per_address"}, func() int64 { return d.places.Stats().RefusedAddress })
 	d.meter.Gauge("vallum_reserved_tokens", "Tokens reserved by running requests.", func() float64 { _, tokens := d.limits.InUse(); return float64(tokens) })
+}
+
+// tellRefused says in the log, once a minute at most, that clients found no place.
+func (d *Daemon) tellRefused(n conns.Refusals) {
+	d.log.Warn("connections were refused: connections.max or connections.per_address was reached", "max", n.All, "per_address", n.Address, "last_from", n.Last.String())
 }
 
 func (d *Daemon) close() error {

@@ -6,18 +6,17 @@ import (
 	"errors"
 	"net"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/vallum/vallum/internal/config"
 	"github.com/vallum/vallum/internal/http1"
+	"github.com/vallum/vallum/internal/http2"
 )
 
 // front is what clients connect to: our own loop for HTTP/1.1, and net/http for the connections that chose HTTP/2.
 type front struct {
 	*http1.Server
-	second *http.Server // HTTP/2; nil without TLS
-	chosen *handedOver
+	second *http2.Server // nil without TLS
 }
 
 // front makes the server of one listener for clients.
@@ -31,15 +30,8 @@ func (d *Daemon) front(base context.Context, l config.Listener, t config.Timeout
 		return f
 	}
 	f.TLS = tlsConfig(func() *tls.Certificate { return d.certs.of(l.TLS.Certificate) })
-	f.second = newServer(overHTTP2(f.Handler, time.Duration(t.Write)), t, base, d.log)
-	f.second.Protocols = new(http.Protocols)
-	f.second.Protocols.SetHTTP2(true)
-	f.second.HTTP2 = &http.HTTP2Config{
-		MaxConcurrentStreams: 250, MaxReadFrameSize: 64 << 10, SendPingTimeout: 30 * time.Second, WriteByteTimeout: time.Duration(t.Write),
-		CountError: func(string) { d.meter.Malformed() },
-	}
-	f.chosen = &handedOver{conns: make(chan net.Conn), closed: make(chan struct{})}
-	f.HTTP2 = f.chosen.hand
+	f.second = http2.New(newServer(f.Handler, t, base, d.log), time.Duration(t.Write), d.meter.Malformed)
+	f.HTTP2 = f.second.Hand
 	return f
 }
 
@@ -48,13 +40,12 @@ func (f *front) Serve(l net.Listener) error {
 	if f.second == nil {
 		return f.Server.Serve(l)
 	}
-	f.chosen.address = l.Addr()
 	second := make(chan error, 1)
-	go func() { second <- f.second.Serve(f.chosen) }()
+	go func() { second <- f.second.Serve(l.Addr()) }()
 	err := f.Server.Serve(l)
-	_ = f.chosen.Close()
-	if other := <-second; !errors.Is(other, http.ErrServerClosed) && !errors.Is(other, net.ErrClosed) {
-		err = errors.Join(err, other)
+	f.second.End()
+	if other := <-second; other != nil {
+		return errors.Join(err, other)
 	}
 	return err
 }
@@ -76,41 +67,6 @@ func (f *front) Close() error {
 	}
 	return errors.Join(f.Server.Close(), f.second.Close())
 }
-
-// handedOver is the listener of the connections that chose HTTP/2 in their handshake.
-type handedOver struct {
-	address net.Addr
-	conns   chan net.Conn
-	closed  chan struct{}
-	once    sync.Once
-}
-
-func (h *handedOver) hand(c *tls.Conn) {
-	select {
-	case h.conns <- c:
-	case <-h.closed:
-		_ = c.Close()
-	}
-}
-
-// Accept gives the next one.
-func (h *handedOver) Accept() (net.Conn, error) {
-	select {
-	case c := <-h.conns:
-		return c, nil
-	case <-h.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close ends Accept; what is handed over afterwards is closed.
-func (h *handedOver) Close() error {
-	h.once.Do(func() { close(h.closed) })
-	return nil
-}
-
-// Addr is the address of the listener that clients connected to.
-func (h *handedOver) Addr() net.Addr { return h.address }
 
 // from gives requests of a listener to the snapshot of now, with what the listener knows of who ends TLS.
 func (d *Daemon) from(l config.Listener) http.Handler {

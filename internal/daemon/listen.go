@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/conns"
 )
 
 // maxHeaderBytes bounds a request's header block. Real clients send 1.3 KB at most. A larger one is answered with a bare
@@ -75,6 +76,7 @@ func newServer(handler http.Handler, t config.Timeouts, base context.Context, lo
 		IdleTimeout:                  time.Duration(t.Idle),
 		MaxHeaderBytes:               maxHeaderBytes,
 		DisableGeneralOptionsHandler: true,
+		ConnState:                    conns.State,
 		ErrorLog:                     slog.NewLogLogger(quiet{log.Handler()}, slog.LevelDebug),
 	}
 }

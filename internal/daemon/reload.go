@@ -16,6 +16,7 @@ import (
 	"github.com/vallum/vallum/internal/audit"
 	"github.com/vallum/vallum/internal/authn"
 	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/conns"
 	"github.com/vallum/vallum/internal/daemon/resolve"
 	"github.com/vallum/vallum/internal/daemon/screen"
 	"github.com/vallum/vallum/internal/forward"
@@ -51,6 +52,10 @@ func (s *snapshot) stale() bool {
 func (d *Daemon) apply(ctx context.Context, conf *config.Config) error {
 	d.reloads.Lock()
 	defer d.reloads.Unlock()
+	places, err := conns.Fit(conns.Limits{All: int(conf.Clients.Max), Address: int(conf.Clients.PerAddress)}, conns.Files())
+	if err != nil {
+		return fmt.Errorf("connections.max: %w", err)
+	}
 	servers, started, err := d.prepare(ctx, conf)
 	if err != nil {
 		return err
@@ -82,6 +87,7 @@ func (d *Daemon) apply(ctx context.Context, conf *config.Config) error {
 	}
 	old := d.servers
 	d.servers = servers
+	d.places.Limit(places)
 	d.install(next)
 	d.enforce(stored)
 	for name, s := range old {

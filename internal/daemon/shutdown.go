@@ -5,11 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/vallum/vallum/internal/admin"
 	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/conns"
 	"github.com/vallum/vallum/internal/verdict"
 )
 
@@ -18,17 +21,20 @@ func (d *Daemon) listen(work context.Context, conf *config.Config) (clients, oth
 	base, cut := context.WithCancelCause(work)
 	d.cut = cut
 	var opened []*server
-	add := func(address string, secure bool, http service) (*server, error) {
+	add := func(address string, secure bool, http service, places *conns.Bound, proxies []netip.Prefix) (*server, error) {
 		l, err := listen(address)
 		if err != nil {
 			return nil, err
 		}
-		s := &server{listener: l, http: http, url: urlOf(l, secure)}
+		shared := func(a netip.Addr) bool {
+			return slices.ContainsFunc(proxies, func(p netip.Prefix) bool { return p.Contains(a) })
+		}
+		s := &server{listener: places.Listener(l, shared), http: http, url: urlOf(l, secure)}
 		opened = append(opened, s)
 		return s, nil
 	}
 	for _, l := range conf.Listen {
-		s, err := add(l.Address, l.TLS != nil, d.front(base, l, conf.Timeouts))
+		s, err := add(l.Address, l.TLS != nil, d.front(base, l, conf.Timeouts), d.places, l.ProxyNetworks())
 		if err != nil {
 			return nil, nil, errors.Join(err, closeAll(opened))
 		}
@@ -37,13 +43,16 @@ func (d *Daemon) listen(work context.Context, conf *config.Config) (clients, oth
 	for _, o := range []struct {
 		what, address string
 		handler       http.Handler
-	}{{"probes", conf.Probes, admin.Probes(d, d.meter.Handler())}, {"admin", conf.Admin, admin.Handler(d)}} {
+		places        int // of its own: whoever takes all the others does not keep the operator out
+	}{{"probes", conf.Probes, admin.Probes(d, d.meter.Handler()), conns.ForProbes}, {"admin", conf.Admin, admin.Handler(d), conns.ForAdmin}} {
 		if o.address == "" || o.address == "off" {
 			continue
 		}
 		h := newServer(o.handler, conf.Timeouts, base, d.log)
 		h.ReadTimeout, h.WriteTimeout = h.ReadHeaderTimeout, h.ReadHeaderTimeout+time.Minute // nothing here has a body or streams; a reload takes seconds
-		s, err := add(o.address, false, h)
+		places := &conns.Bound{}
+		places.Limit(conns.Limits{All: o.places, Address: o.places / 2})
+		s, err := add(o.address, false, h, places, nil)
 		if err != nil {
 			return nil, nil, errors.Join(fmt.Errorf("%w%s", err, otherPort(o.address, conf)), closeAll(opened))
 		}

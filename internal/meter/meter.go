@@ -100,6 +100,11 @@ func (m *Meter) Gauge(name, help string, value func() float64) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 }
 
+// Counter shows a number that only grows and is asked for at each look, under labels that are literals of the program too.
+func (m *Meter) Counter(name, help string, labels map[string]string, value func() int64) {
+	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help, ConstLabels: labels}, func() float64 { return float64(value()) }))
+}
+
 // Upstreams shows which servers are up, as up says at each look.
 func (m *Meter) Upstreams(up func() map[string]bool) { m.registry.MustRegister(upstreams{up}) }
 

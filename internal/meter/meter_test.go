@@ -95,8 +95,11 @@ func TestNumbersThatCannotBeDoNotPanic(t *testing.T) {
 func TestGauges(t *testing.T) {
 	m := New()
 	m.Gauge("vallum_audit_queue", "Records that wait.", func() float64 { return 7 })
+	m.Counter("vallum_some_total", "Some.", nil, func() int64 { return 3 })
+	m.Counter("vallum_others_total", "Others.", map[string]string{"kind": "x"}, func() int64 { return 4 })
+	m.Counter("vallum_others_total", "Others.", map[string]string{"kind": "y"}, func() int64 { return 5 })
 	m.Upstreams(func() map[string]bool { return map[string]bool{"a": true, "b": false} })
-	has(t, page(t, m), "vallum_audit_queue 7", `vallum_upstream_up{upstream="a"} 1`, `vallum_upstream_up{upstream="b"} 0`)
+	has(t, page(t, m), "vallum_audit_queue 7", "vallum_some_total 3", `vallum_others_total{kind="x"} 4`, `vallum_others_total{kind="y"} 5`, `vallum_upstream_up{upstream="a"} 1`, `vallum_upstream_up{upstream="b"} 0`)
 }
 
 func TestManyAtOnce(t *testing.T) {

@@ -1,14 +1,14 @@
-package daemon
+package http2
 
 import (
 	"net/http"
 	"time"
 )
 
-// overHTTP2 gives each write of an answer over HTTP/2 a deadline, and silence none. Of a stream net/http knows one deadline,
+// bounded gives each write of an answer over HTTP/2 a deadline, and silence none. Of a stream net/http knows one deadline,
 // which resets it when it passes, though nothing is being written; without one, a client that gives its streams no window
 // keeps the handler and its answer, a refusal too, for as long as it likes.
-func overHTTP2(h http.Handler, write time.Duration) http.Handler {
+func bounded(h http.Handler, write time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a := &answer{ResponseWriter: w, control: http.NewResponseController(w), write: write}
 		h.ServeHTTP(a, r)
