@@ -163,13 +163,13 @@ func TestTheRollbackOutlivesTheSessionThatArmedIt(t *testing.T) {
 	before := a.state(t)
 	s := a.boot(t)
 	// The session is a unit of which every process is killed at once.
-	s.must(t, "systemd-run --quiet --unit=driver "+up+" --confirm 4s")
+	s.must(t, "systemd-run --quiet --unit=driver "+up+" --confirm 8s")
 	eventually(t, "up has applied", open, func() bool { return !x.reaches(a.under, 5000, 100*time.Millisecond) && a.exists("tunnel.lock") })
 	if units := s.must(t, "systemctl list-units --no-pager --no-legend --plain --state=running"); !strings.Contains(units, "vallum-isolate-rollback-") {
 		t.Errorf("no unit of the rollback:\n%s", units)
 	}
 	s.must(t, "systemctl kill --signal=KILL --kill-whom=all driver.service")
-	eventually(t, "it is rolled back", 20*time.Second, func() bool { return x.reaches(a.under, 5000, 200*time.Millisecond) && a.state(t) == before })
+	eventually(t, "it is rolled back", 4*open, func() bool { return x.reaches(a.under, 5000, 200*time.Millisecond) && a.state(t) == before })
 	// And a rollback that cannot be armed changes nothing.
 	s.must(t, "mkdir -p /run/bin && printf '#!/bin/sh\\necho no; exit 1\\n' >/run/bin/systemd-run && chmod +x /run/bin/systemd-run")
 	out, err := s.Sh("PATH=/run/bin:$PATH " + up)

@@ -107,7 +107,7 @@ func TestWhatNobodyConfirmsIsRolledBack(t *testing.T) {
 	a.echo(t, 5000)
 	before := a.state(t)
 	l.sign(nil, "a")
-	r := a.rise(t, "--confirm", "1500ms")
+	r := a.rise(t, "--confirm", "5s") // long enough for a busy machine to see that it was applied
 	if x.reaches(a.under, 5000, closed) {
 		t.Error("applied, and the stranger still gets in")
 	}
@@ -155,7 +155,7 @@ func TestTheRollbackIsNotEndedBySignals(t *testing.T) {
 	a := l.hosts["a"]
 	before := a.state(t)
 	l.sign(nil, "a")
-	r := a.rise(t, "--confirm", "3s")
+	r := a.rise(t, "--confirm", "10s") // in which a busy machine finds the process
 	must(t, r.cmd.Process.Kill())
 	_, _ = r.end()
 	agents := 0
@@ -205,7 +205,7 @@ func TestARollbackReturnsToWhatWasConfirmed(t *testing.T) {
 	a.up(t)
 	b.up(t)
 	l.sign(func(m *fleet.Manifest) { m.Nodes = m.Nodes[:1] }, "a", "b")
-	r := a.rise(t, "--confirm", "1500ms")
+	r := a.rise(t, "--confirm", "5s") // long enough for a busy machine to see that it was applied
 	if b.reaches(a.over, 5000, closed) {
 		t.Error("b was removed and still gets in")
 	}
