@@ -154,10 +154,10 @@ func TestVerifyProvesInsideOutsideAndTheWire(t *testing.T) {
 	killed := make(chan struct{})
 	go func() {
 		defer close(killed)
-		<-time.After(knock.Wait + 1500*time.Millisecond) // while the wire is looked at, after the peers were asked
+		<-time.After(knock.Wait + 4*time.Second) // in the midst of looking at the wire, after the peers were asked
 		a.killTunnel(t, false)
 	}()
-	out, code := verify("--wire", "4s")
+	out, code := verify("--wire", "8s")
 	<-killed
 	if code != 0 || !strings.Contains(out, "wire: clean") {
 		t.Errorf("a tunnel that was started again: exit %d\n%s", code, out)
