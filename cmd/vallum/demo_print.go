@@ -29,12 +29,21 @@ var usualReasons = map[int]string{200: "allowed", 401: verdict.NoCredential.Stri
 
 // narrow reports whether the answer goes to a terminal in which the wide table would break.
 func (s streams) narrow() bool {
+	columns := s.columns()
+	return 0 < columns && columns < 100
+}
+
+// columns is the width of the terminal that the answer goes to; 0 when it goes elsewhere.
+func (s streams) columns() int {
 	file, ok := s.out.(*os.File)
 	if !ok {
-		return false
+		return 0
 	}
 	columns, _, err := term.GetSize(int(file.Fd()))
-	return err == nil && columns < 100
+	if err != nil {
+		return 0
+	}
+	return columns
 }
 
 // colors reports whether the answer may be coloured: https://no-color.org, and never into a file.
@@ -189,6 +198,7 @@ func (p *demoPrinter) toTry(d *demo) {
 	p.printf("refused:\n  curl -i %s/collective_rpc \\\n    %s \\\n    -H 'Authorization: Bearer %s' \\\n    -d '{\"method\":\"shutdown\"}'\n", d.gate, header, d.ordinary)
 	p.printf("and why:\n  %s explain POST /collective_rpc --key-name ordinary --state %s\n", me, d.state)
 	p.printf("all records, and whether they hold:\n  %s log show --state %s\n  %s log verify --state %s\n", me, d.state, me, d.state)
+	p.printf("a gateway of your own in front of the same fake:\n  %s serve --upstream %s \\\n    --upstream-key-file %s/vllm-key --state vallum-state\n", me, d.direct, d.state)
 	p.printf("\nCtrl-C ends the demo and removes its directory.\n")
 }
 

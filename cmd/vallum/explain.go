@@ -71,7 +71,11 @@ func newExplain(s streams) *cobra.Command {
 func (s streams) explainRequest(ctx context.Context, q question, method, target string) error {
 	path, err := urlpath.Parse(target)
 	if err != nil {
-		return s.tell(refusal(verdict.AmbiguousPath, fmt.Sprintf("There is %v.", err)), q.asJSON)
+		var ways []string
+		if _, path, found := strings.Cut(target, "v1/"); found && !strings.HasPrefix(target, "/") { // a URL, or a path without its slash
+			ways = append(ways, fmt.Sprintf("vallum explain %s /v1/%s", method, path))
+		}
+		return s.tell(refusal(verdict.AmbiguousPath, fmt.Sprintf("There is %v.", err), ways...), q.asJSON)
 	}
 	method = strings.ToUpper(method)
 	op, segments, ok := vllm.Lookup(method, path.String())
@@ -241,7 +245,7 @@ func (s streams) tell(e answer, asJSON bool) error {
 			fmt.Fprintf(s.out, "  model            %s\n", e.Model)
 		}
 		if len(e.Edits) > 0 {
-			fmt.Fprintf(s.out, "  written          %s\n", strings.Join(e.Edits, ", "))
+			fmt.Fprintf(s.out, "  set by vallum    %s\n", strings.Join(e.Edits, ", "))
 		}
 		if len(e.Dropped) > 0 {
 			fmt.Fprintf(s.out, "  dropped          %s\n", strings.Join(e.Dropped, ", "))

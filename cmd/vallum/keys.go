@@ -215,7 +215,8 @@ func (s streams) writeKey(secret string, key store.Key, asJSON bool) error {
 	if !key.Expires.IsZero() {
 		until = "until " + key.Expires.UTC().Format(time.DateOnly)
 	}
-	fmt.Fprintf(s.err, "key %s (%s) with role %s, good %s. It is shown this once: only its hash is kept.\n", key.Name, key.ID, strings.Join(key.Roles, ", "), until)
+	fmt.Fprintf(s.err, "key %s (%s) with role %s, good %s\n", key.Name, key.ID, strings.Join(key.Roles, ", "), until)
+	fmt.Fprintln(s.err, "It is shown this once: only its hash is kept.")
 	return nil
 }
 

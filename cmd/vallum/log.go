@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -161,6 +162,9 @@ func newLogShow(s streams) *cobra.Command {
 				}
 				from = time.Now().Add(-d)
 			}
+			if _, known := verdict.ReasonOf(reason); reason != "" && !known {
+				return usagef("there is no reason %q\nhint: docs/reasons.md has them all; --json shows every record", reason)
+			}
 			records, err := recordsDir(dir, nil)
 			if err != nil {
 				return err
@@ -170,9 +174,6 @@ func newLogShow(s streams) *cobra.Command {
 			}
 			if err := s.showRecords(records, from, keep, asJSON); err != nil {
 				return err
-			}
-			if _, known := verdict.ReasonOf(reason); reason != "" && !known {
-				s.hint("there is no reason %q: docs/reasons.md has them all", reason)
 			}
 			return nil
 		},
@@ -186,7 +187,8 @@ func newLogShow(s streams) *cobra.Command {
 }
 
 func (s streams) showRecords(dir string, from time.Time, keep func(audit.Record) bool, asJSON bool) error {
-	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	out := &fitted{w: s.out, columns: s.columns()}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	enc := json.NewEncoder(s.out)
 	n := 0
 	var wrong []error
@@ -215,10 +217,39 @@ func (s streams) showRecords(dir string, from time.Time, keep func(audit.Record)
 	if n == 0 && len(wrong) == 0 {
 		fmt.Fprintln(s.err, "no records fit")
 	}
-	return errors.Join(append(wrong, w.Flush())...)
+	wrong = append(wrong, w.Flush())
+	if out.cut {
+		s.hint("lines are cut to the terminal: vallum log show | less -S has the rest, and ids for explain --record")
+	}
+	return errors.Join(wrong...)
 }
 
-// recordCells is one record in a line: the id stands last, so that what matters fits a terminal. What is no request has
+// fitted cuts lines to the width of a terminal, where a table would break into pieces. 0 columns cut nothing.
+type fitted struct {
+	w       io.Writer
+	columns int
+	line    []byte
+	cut     bool // a line was
+}
+
+func (f *fitted) Write(p []byte) (int, error) {
+	for i, b := range p {
+		if f.line = append(f.line, b); b != '\n' {
+			continue
+		}
+		line := strings.TrimRight(string(f.line), " \n")
+		if runes := []rune(line); f.columns > 0 && len(runes) > f.columns {
+			line, f.cut = string(runes[:f.columns-1])+"…", true
+		}
+		f.line = f.line[:0]
+		if _, err := io.WriteString(f.w, line+"\n"); err != nil {
+			return i, err
+		}
+	}
+	return len(p), nil
+}
+
+// recordCells is one record in a line: the id stands last, so that what matters is not cut. What is no request has
 // its words where a request has its operation.
 func recordCells(r audit.Record) []string {
 	answer, what, tokens, took := string(r.Event), r.Operation, "", ""

@@ -119,7 +119,9 @@ func (n *oneNode) until(what string, holds func() bool) {
 	}
 }
 
-func (n *oneNode) pid() string { return strings.TrimSpace(n.sh("systemctl show --property=MainPID --value vallum")) }
+func (n *oneNode) pid() string {
+	return strings.TrimSpace(n.sh("systemctl show --property=MainPID --value vallum"))
+}
 
 const (
 	nodeGate  = "https://127.0.0.1:8443"
@@ -224,7 +226,9 @@ func (n *oneNode) reloads(key string) {
 func (n *oneNode) survives(key string) {
 	n.t.Helper()
 	n.sh("systemctl kill --signal=KILL vllm")
-	n.until("vLLM, which left its socket, is up again", func() bool { return n.status("GET", nodeReady, "") == 200 && n.status("GET", nodeGate+"/v1/models", key) == 200 })
+	n.until("vLLM, which left its socket, is up again", func() bool {
+		return n.status("GET", nodeReady, "") == 200 && n.status("GET", nodeGate+"/v1/models", key) == 200
+	})
 	before := n.pid()
 	n.sh("systemctl kill --signal=KILL vallum")
 	n.until("it is started again", func() bool { return n.pid() != before && n.status("GET", nodeReady, "") == 200 })

@@ -88,6 +88,7 @@ func newRoot(s streams) *cobra.Command {
 		Short: "Guards vLLM: lets through only what was granted, and records it",
 		Long: "Vallum stands in front of vLLM servers and lets through only what was granted: by key, operation,\n" +
 			"model and field. Every request is on a record that cannot be quietly changed.",
+		Version:           version(),
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		DisableAutoGenTag: true,
@@ -99,9 +100,15 @@ func newRoot(s streams) *cobra.Command {
 	})
 	root.AddCommand(newServe(s), newCheck(s), newKeys(s), newExplain(s), newLog(s), newDemo(s), newIsolate(s), newVersion(s))
 	root.SetHelpCommand(newHelp())
+	root.SetVersionTemplate(versionWords())
+	root.Flags().Bool("version", false, "print the version, as vallum version does")
 	root.InitDefaultCompletionCmd()
 	if c, _, err := root.Find([]string{"completion"}); err == nil {
 		c.Short, c.RunE = "Prints the completions of a shell, to be read by it", func(c *cobra.Command, _ []string) error { return c.Help() }
+		c.Long = "Prints what a shell reads to complete commands and flags. The help of each shell says where that goes."
+		for _, shell := range c.Commands() {
+			shell.Short = "Prints the completions of " + shell.Name()
+		}
 	}
 	fitHelp(root)
 	wrapArgs(root)
@@ -122,8 +129,13 @@ func wrapArgs(c *cobra.Command) {
 		case len(args) == 0:
 			return usagef("an argument is missing\nhint: %s", c.UseLine())
 		case !c.HasSubCommands():
-			return usagef("%s does not take %q\nhint: %s", c.CommandPath(), args[len(args)-1], c.UseLine())
+			last, hint := args[len(args)-1], c.UseLine()
+			if flag := flagFor(last); c.Flags().Lookup(flag) != nil {
+				hint = c.CommandPath() + " --" + flag + " " + last
+			}
+			return usagef("%s does not take %q\nhint: %s", c.CommandPath(), last, hint)
 		}
+		c.SuggestionsMinimumDistance = 2 // without it only beginnings are found
 		if like := c.SuggestionsFor(args[0]); len(like) > 0 {
 			return usagef("there is no command %q\nhint: did you mean %s?", c.CommandPath()+" "+args[0], strings.Join(like, " or "))
 		}
@@ -132,6 +144,17 @@ func wrapArgs(c *cobra.Command) {
 	for _, sub := range c.Commands() {
 		wrapArgs(sub)
 	}
+}
+
+// flagFor is the flag that an argument without one is likely meant for; "" when there is none.
+func flagFor(argument string) string {
+	switch {
+	case strings.HasSuffix(argument, ".yaml"), strings.HasSuffix(argument, ".yml"):
+		return "config"
+	case strings.HasPrefix(argument, "http://"), strings.HasPrefix(argument, "https://"), strings.HasPrefix(argument, "unix:"):
+		return "upstream"
+	}
+	return ""
 }
 
 func newVersion(s streams) *cobra.Command {
@@ -148,12 +171,16 @@ func newVersion(s streams) *cobra.Command {
 					VLLM     string `json:"newest_vllm"`
 				}{version(), runtime.GOOS + "/" + runtime.GOARCH, runtime.Version(), newestRelease()})
 			}
-			_, err := fmt.Fprintf(s.out, "vallum %s %s/%s %s\nknows vLLM up to %s\n", version(), runtime.GOOS, runtime.GOARCH, runtime.Version(), newestRelease())
+			_, err := io.WriteString(s.out, versionWords())
 			return err
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
 	return c
+}
+
+func versionWords() string {
+	return fmt.Sprintf("vallum %s %s/%s %s\nknows vLLM up to %s\n", version(), runtime.GOOS, runtime.GOARCH, runtime.Version(), newestRelease())
 }
 
 // version is the module's version as the build recorded it.

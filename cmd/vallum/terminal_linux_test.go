@@ -61,6 +61,32 @@ func TestColoursAndWidthFollowTheTerminal(t *testing.T) {
 	}
 }
 
+// Lines of the log are cut to a terminal, in characters, and nowhere else.
+func TestLogLinesAreCutToTheTerminal(t *testing.T) {
+	const line = "11-23 15:46:06  403 not_permitted  fürst  chat.create  req_4jevgi4lgwgdco5n37bsyctu"
+	for _, row := range []struct {
+		columns int
+		want    string
+		cut     bool
+	}{
+		{0, line, false},
+		{84, line, false},
+		{len([]rune(line)), line, false},
+		{40, "11-23 15:46:06  403 not_permitted  fürs…", true},
+	} {
+		var b strings.Builder
+		f := &fitted{w: &b, columns: row.columns}
+		for _, piece := range []string{line[:7], line[7:] + "   \nshort", "\n"} {
+			if n, err := f.Write([]byte(piece)); n != len(piece) || err != nil {
+				t.Fatal(n, err)
+			}
+		}
+		if b.String() != row.want+"\nshort\n" || f.cut != row.cut {
+			t.Errorf("%d columns: %q, cut %t", row.columns, b.String(), f.cut)
+		}
+	}
+}
+
 // The first key is shown on a terminal, this once, and is in no file then.
 func TestServeShowsTheFirstKeyOnATerminalOnce(t *testing.T) {
 	fake := vllmtest.Start(t, vllmtest.Options{})

@@ -94,7 +94,7 @@ func Write(w io.Writer, f Facts) {
 	fmt.Fprintf(w, "\n  OPENED BY    HOW\n  role ROLE    vallum keys create --name NAME --role ROLE%s\n", f.StateFlag)
 	fmt.Fprintln(w, "  its id       in vallum.yaml, in a role: operations: [tokenizer.info]")
 	fmt.Fprintln(w, "  acknowledge  there too: [{id: server.info, acknowledge: server.info}]")
-	fmt.Fprintf(w, "\n  All else is refused. Every request is recorded: vallum log show%s\n", f.StateFlag)
+	fmt.Fprintf(w, "\n  All else is refused. Every request is recorded:\n  vallum log show%s\n", f.StateFlag)
 	f.writeFirstKey(w)
 }
 
