@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -45,6 +46,10 @@ func (s State) arm(token string, after time.Duration) error {
 // a network namespace of its own, such as of ip netns exec, a unit would undo the wrong machine's network.
 func systemdRun() (program string, ok bool) {
 	if info, err := os.Stat("/run/systemd/system"); err != nil || !info.IsDir() {
+		return "", false
+	}
+	// A container that is given the machine's /run sees the machine's systemd, and is not run by it.
+	if first, err := os.Readlink("/proc/1/exe"); err != nil || !strings.HasPrefix(filepath.Base(first), "systemd") {
 		return "", false
 	}
 	for _, ns := range []string{"net", "mnt"} {

@@ -139,6 +139,10 @@ func (s State) apply(p *isolate.Plan, o Options) error {
 
 // device makes the overlay's device by the kernel, or by a process that is started when none runs.
 func (s State) device(p *isolate.Plan) error {
+	// The kernel may have got WireGuard since: a tunnel that runs goes on, with all that is connected through it.
+	if p.Kernel && s.tunnelRuns() {
+		p.Kernel = false
+	}
 	if p.Kernel {
 		err := tunnel.MakeKernel(p)
 		if err == nil {

@@ -147,7 +147,7 @@ func portFree(port uint16, wait time.Duration) error {
 			return nil
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("UDP port %d, on which the manifest has this node's WireGuard, is taken by another program; end it, or give the node another port", port)
+			return tunnel.PortTaken(port)
 		}
 	}
 }

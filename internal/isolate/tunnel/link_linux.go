@@ -40,10 +40,19 @@ func link(p *isolate.Plan) error {
 			return fmt.Errorf("taking the address %s from %q: %w", a, p.Device, err)
 		}
 	}
-	if err := netlink.LinkSetUp(l); err != nil {
+	err = netlink.LinkSetUp(l)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return PortTaken(p.Port) // the kernel's WireGuard opens its socket when its device is set up
+	}
+	if err != nil {
 		return fmt.Errorf("setting %q up: %w", p.Device, err)
 	}
 	return routes(p, l)
+}
+
+// PortTaken says that another program has the UDP port of this node's WireGuard.
+func PortTaken(port uint16) error {
+	return fmt.Errorf("UDP port %d, on which the manifest has this node's WireGuard, is taken by another program; end it, or give the node another port", port)
 }
 
 func routes(p *isolate.Plan, l netlink.Link) error {

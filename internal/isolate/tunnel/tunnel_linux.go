@@ -119,7 +119,11 @@ func Configure(p *isolate.Plan, keys Keys) error {
 	if err != nil {
 		return err
 	}
-	if err := client.ConfigureDevice(p.Device, conf); err != nil {
+	err = client.ConfigureDevice(p.Device, conf)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return PortTaken(p.Port)
+	}
+	if err != nil {
 		return fmt.Errorf("configuring device %q: %w", p.Device, err)
 	}
 	return link(p)
