@@ -71,7 +71,11 @@ func (l Listener) check(d *decoder, path string) {
 		at := fmt.Sprintf("%s.terminated_by[%d]", path, i)
 		switch p, err := netip.ParsePrefix(s); {
 		case err != nil:
-			d.at(at, fmt.Sprintf("%q is not a network", s), "10.0.0.0/8")
+			right := "10.0.0.0/8"
+			if one, err := netip.ParseAddr(s); err == nil {
+				right = netip.PrefixFrom(one, one.BitLen()).String()
+			}
+			d.at(at, fmt.Sprintf("%q is not a network", s), right)
 		case p.Bits() == 0:
 			d.at(at, fmt.Sprintf("%q is everybody, so nobody is named who ends TLS", s), "the networks of the proxies, such as 10.0.0.0/8")
 		}
@@ -238,10 +242,17 @@ func (c *Config) checkModels(d *decoder) {
 		list = append(list, m)
 	}
 	right := "served: " + strings.Join(sorted(list), ", ")
+	if len(list) == 0 {
+		return // no upstream is a problem of its own
+	}
 	for name, r := range c.Roles {
 		for i, m := range r.Models {
 			if m != "*" && !served[m] {
-				d.at(fmt.Sprintf("roles.%s.models[%d]", name, i), fmt.Sprintf("no upstream serves %q", m), right)
+				whole := right
+				if strings.Contains(m, "*") {
+					whole += `; or "*" for all of them`
+				}
+				d.at(fmt.Sprintf("roles.%s.models[%d]", name, i), fmt.Sprintf("no upstream serves %q", m), whole)
 			}
 		}
 	}

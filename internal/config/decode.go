@@ -87,7 +87,9 @@ func (d *decoder) object(n *yaml.Node, path string, into reflect.Value) {
 			}
 		}
 		d.say(key, join(path, key.Value), "there is no such key", nearest(key.Value, keysOf(into.Type())))
-		d.problems[len(d.problems)-1].hide = value.Column // api_key: sk-…
+		if value.Line == key.Line {
+			d.problems[len(d.problems)-1].hide = value.Column // api_key: sk-…
+		}
 	})
 }
 
@@ -100,6 +102,9 @@ func (d *decoder) mapping(n *yaml.Node, path string, into reflect.Value) {
 	d.members(n, path, func(key, value *yaml.Node) {
 		v := reflect.New(into.Type().Elem()).Elem()
 		d.value(value, join(path, key.Value), v)
+		if v.Kind() == reflect.Struct {
+			d.where[join(path, key.Value)] = key // what is wrong with all of it stands at its name
+		}
 		into.SetMapIndex(reflect.ValueOf(key.Value), v)
 	})
 }

@@ -80,10 +80,16 @@ func (c *Config) checkDecoded(d *decoder) {
 	judged := d.problems
 	d.problems = decoded
 	for _, p := range judged {
-		if !slices.ContainsFunc(decoded, func(q Problem) bool { return strings.HasPrefix(q.Path, p.Path) || strings.HasPrefix(p.Path, q.Path) }) {
+		if !slices.ContainsFunc(decoded, func(q Problem) bool { return within(q.Path, p.Path) || within(p.Path, q.Path) }) {
 			d.problems = append(d.problems, p)
 		}
 	}
+}
+
+// within reports whether a path is another, or below it.
+func within(path, above string) bool {
+	rest, ok := strings.CutPrefix(path, above)
+	return ok && (rest == "" || strings.ContainsRune(".[", rune(rest[0])))
 }
 
 // syntaxProblem finds the position that the YAML reader told, if it told one. Of the line no value is shown: nobody knows
