@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
-	"fmt"
 	"net/http"
 	"net/netip"
 	"sync"
@@ -110,29 +109,24 @@ func (a *Authenticator) SetKeys(keys *Keys) {
 		}
 	}
 	a.current.Store(next)
-	a.watches.endIf(keys.lost)
+	a.EndExpired(time.Now())
 }
 
 // EndExpired ends the running requests of keys that have expired by now. To be called every second or so: nothing
 // else looks at a key again once its request runs.
 func (a *Authenticator) EndExpired(now time.Time) {
 	keys := a.current.Load().keys
-	a.watches.endIf(func(id string, _ []string) error {
-		if place, known := keys.byID[id]; known && keys.list[place].expired(now) {
-			return fmt.Errorf("key %q expired: %w", id, ErrRevoked)
-		}
-		return nil
-	})
+	a.watches.endIf(func(id string, roles []string) error { return keys.lost(id, roles, now) })
 }
 
 // Register keeps a running request under its key and the roles it was granted by: cancel is called, once and soon,
-// when the key or one of the roles is taken away, and at once when that happened since the key was checked. The release
+// when the key or one of the roles is taken away, and at once when that happened, or the key expired, since it was checked. The release
 // function must be called when the request ends; after it has returned, cancel may still be running in another goroutine.
 func (a *Authenticator) Register(keyID string, roles []string, cancel func(error)) (release func()) {
 	w := &watch{roles: roles, cancel: cancel}
 	// First listed, then checked: a SetKeys in between finds it in the list.
 	release = a.watches.add(keyID, w)
-	if err := a.current.Load().keys.lost(keyID, roles); err != nil {
+	if err := a.current.Load().keys.lost(keyID, roles, time.Now()); err != nil {
 		release()
 		w.end(err)
 	}

@@ -304,15 +304,37 @@ func TestRegisterAfterTheRevocationEndsAtOnce(t *testing.T) {
 
 func TestExpiryEndsRunningRequests(t *testing.T) {
 	c := newCounted(Options{})
+	expires := time.Now().Add(time.Hour)
+	of := func(expires time.Time) *Keys {
+		key := keysOfTest()[1]
+		key.Expires = expires
+		return NewKeys([]Key{key})
+	}
+	c.SetKeys(of(expires))
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer c.Register("expired0key0", []string{"inference"}, cancel)()
-	c.EndExpired(noon.Add(-time.Nanosecond))
+	c.EndExpired(expires.Add(-time.Nanosecond))
 	if ctx.Err() != nil {
 		t.Fatal("ended before it expired")
 	}
-	c.EndExpired(noon)
+	c.EndExpired(expires)
 	if !errors.Is(context.Cause(ctx), ErrRevoked) {
 		t.Errorf("%v, want ErrRevoked", context.Cause(ctx))
+	}
+	// One whose key expired between its check and its registration, or by a change of the keys, ends too.
+	late, stop := context.WithCancelCause(t.Context())
+	defer c.Register("expired0key0", []string{"inference"}, stop)()
+	if late.Err() != nil {
+		t.Fatal("ended before it expired")
+	}
+	c.SetKeys(of(time.Now().Add(-time.Second)))
+	if !errors.Is(context.Cause(late), ErrRevoked) {
+		t.Errorf("after a change: %v, want ErrRevoked", context.Cause(late))
+	}
+	after, end := context.WithCancelCause(t.Context())
+	defer c.Register("expired0key0", []string{"inference"}, end)()
+	if !errors.Is(context.Cause(after), ErrRevoked) {
+		t.Errorf("registered after it expired: %v, want ErrRevoked", context.Cause(after))
 	}
 }
 

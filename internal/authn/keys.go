@@ -101,10 +101,13 @@ func (k *Keys) judge(place int, same bool, presented string, now time.Time) verd
 }
 
 // lost says why a request that runs under the key and these roles has to end; nil when it may go on.
-func (k *Keys) lost(id string, roles []string) error {
+func (k *Keys) lost(id string, roles []string, now time.Time) error {
 	place, known := k.byID[id]
-	if !known || k.list[place].Revoked {
+	switch {
+	case !known || k.list[place].Revoked:
 		return fmt.Errorf("key %q: %w", id, ErrRevoked)
+	case k.list[place].expired(now):
+		return fmt.Errorf("key %q expired: %w", id, ErrRevoked)
 	}
 	for _, role := range roles {
 		if !slices.Contains(k.list[place].Roles, role) {

@@ -200,8 +200,7 @@ func (x *exchange) broken(err error) verdict.Verdict {
 func (x *exchange) cancelled(err error) verdict.Verdict {
 	x.out.Ended = causeOf(x.ctx)
 	cause := fmt.Errorf("%w (%w)", context.Cause(x.ctx), err)
-	var cut *verdict.Cut
-	if errors.As(context.Cause(x.ctx), &cut) {
+	if cut, ok := errors.AsType[*verdict.Cut](context.Cause(x.ctx)); ok {
 		return verdict.Refuse(cut.Reason(), cause)
 	}
 	return verdict.Refuse(verdict.CallerLeft, cause)
@@ -209,8 +208,7 @@ func (x *exchange) cancelled(err error) verdict.Verdict {
 
 // causeOf says how a cancelled context ended the request: by a cause of the gateway's own, or because the client left.
 func causeOf(ctx context.Context) verdict.Ended {
-	var cut *verdict.Cut
-	if errors.As(context.Cause(ctx), &cut) {
+	if cut, ok := errors.AsType[*verdict.Cut](context.Cause(ctx)); ok {
 		return cut.Ended
 	}
 	return verdict.ClientLeft

@@ -19,8 +19,10 @@ import (
 	"time"
 
 	"github.com/vallum/vallum/internal/audit"
+	"github.com/vallum/vallum/internal/authn"
 	"github.com/vallum/vallum/internal/gateway"
 	"github.com/vallum/vallum/internal/http1"
+	"github.com/vallum/vallum/internal/http2"
 	"github.com/vallum/vallum/internal/identity"
 	"github.com/vallum/vallum/internal/inspect"
 	"github.com/vallum/vallum/internal/policy"
@@ -79,11 +81,13 @@ type path struct {
 	clients *pipes
 	fake    *vllmtest.Server
 	trust   *x509.CertPool // for clients of TLS; nil when there is none
+	keys    *authn.Authenticator
+	ended   chan audit.Record // the last lines of requests
 }
 
 // newPath makes one within a bubble. With TLS clients may choose HTTP/2.
 func newPath(t *testing.T, secure bool) *path {
-	p := &path{t: t, clients: newPipes(), fake: vllmtest.New(vllmtest.Options{MaxModelLen: 1 << 20, Words: 1 << 16, Interval: 30 * time.Millisecond})}
+	p := &path{t: t, clients: newPipes(), keys: authn.New(authn.Options{}), ended: make(chan audit.Record, 9), fake: vllmtest.New(vllmtest.Options{MaxModelLen: 1 << 20, Words: 1 << 16, Interval: 30 * time.Millisecond})}
 	upstream := newPipes()
 	served := make(chan error, 1)
 	go func() { served <- p.fake.Serve(upstream) }()
@@ -100,7 +104,7 @@ func newPath(t *testing.T, secure bool) *path {
 	u.dial = upstream.dial
 	t.Cleanup(u.Close)
 	front := &http1.Server{
-		Handler: gate(t, u), HeaderTimeout: time.Minute, IdleTimeout: time.Minute, WriteTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
+		Handler: p.gate(u), HeaderTimeout: time.Minute, IdleTimeout: time.Minute, WriteTimeout: time.Minute, MaxHeaderBytes: 64 << 10,
 		Log: slog.New(slog.DiscardHandler),
 	}
 	if secure {
@@ -123,36 +127,55 @@ func (p *path) second(front *http1.Server) {
 	pool, certificate := authority(p.t)
 	p.trust = pool
 	front.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2", "http/1.1"}}
-	chosen := newPipes()
-	front.HTTP2 = func(c *tls.Conn) { _ = chosen.give(context.Background(), c) }
-	second := &http.Server{Handler: front.Handler, Protocols: new(http.Protocols)}
-	second.Protocols.SetHTTP2(true)
+	second := http2.New(&http.Server{Handler: front.Handler}, time.Minute, func() {})
+	front.HTTP2 = second.Hand
 	ended := make(chan error, 1)
-	go func() { ended <- second.Serve(chosen) }()
+	go func() { ended <- second.Serve(p.clients.Addr()) }()
 	p.t.Cleanup(func() {
 		_ = second.Close()
-		if err := <-ended; !errors.Is(err, http.ErrServerClosed) {
+		if err := <-ended; err != nil {
 			p.t.Error(err)
 		}
 	})
 }
 
-// gate is a gateway whose stages allow.
-func gate(t *testing.T, u *Upstream) *gateway.Gateway {
+// gate is a gateway whose stages allow, the key "k" with its role for as long as the path's keys have it.
+func (p *path) gate(u *Upstream) *gateway.Gateway {
+	t := p.t
 	t.Helper()
+	p.set(authn.Key{})
 	rules, problems := policy.Build(policy.Rules{Models: []policy.Model{{Name: "tiny", Upstreams: []string{"test"}}}, Upstreams: []string{"test"}})
 	if len(problems) > 0 {
 		t.Fatal(problems)
 	}
-	s := allows{u}
+	s := allows{u, p.ended}
 	return &gateway.Gateway{
-		Policy: rules, Keys: s, Limits: s, Memory: gateway.NewMemory(1 << 20), Records: s, Upstreams: s, Salts: s, Running: s, Meter: s,
+		Policy: rules, Keys: s, Limits: s, Memory: gateway.NewMemory(1 << 20), Records: s, Upstreams: s, Salts: s, Running: running{p.keys}, Meter: s,
 		Log: slog.New(slog.DiscardHandler), Now: time.Now, Settings: gateway.Settings{Body: inspect.Default(), BodyTimeout: time.Minute, MaxReply: 1 << 20},
 	}
 }
 
 // allows is every stage that is not looked at here.
-type allows struct{ up *Upstream }
+type allows struct {
+	up    *Upstream
+	ended chan audit.Record
+}
+
+// set makes the key what it is from now on, in the role inference.
+func (p *path) set(k authn.Key) {
+	k.ID, k.Name, k.Hash[0] = "k", "app", 1
+	if k.Roles == nil {
+		k.Roles = []string{"inference"}
+	}
+	p.keys.SetKeys(authn.NewKeys([]authn.Key{k}))
+}
+
+// running tells a request of a key that was taken away, as the daemon does.
+type running struct{ keys *authn.Authenticator }
+
+func (r running) Register(keyID string, roles []string, cancel func(error)) func() {
+	return r.keys.Register(keyID, roles, func(why error) { cancel(errors.Join(verdict.ErrRevoked, why)) })
+}
 
 func (allows) Authenticate(http.Header, netip.Addr, time.Time) (identity.Principal, verdict.Verdict) {
 	return identity.New("app", "k", "", []string{"inference"}), verdict.Allow()
@@ -161,16 +184,21 @@ func (allows) Authenticate(http.Header, netip.Addr, time.Time) (identity.Princip
 func (s allows) Take(string, policy.Limits, time.Time) (gateway.Slot, verdict.Verdict) {
 	return s, verdict.Allow()
 }
-func (allows) Reserve(int64, time.Time) verdict.Verdict            { return verdict.Allow() }
-func (allows) Settle(int64, time.Time)                             {}
-func (allows) Release(time.Time)                                   {}
-func (allows) Append(audit.Record) (uint64, error)                 { return 1, nil }
-func (allows) Count(string, netip.Addr)                            {}
-func (allows) Salt(tenant string) string                           { return "salt-of-" + tenant }
-func (allows) Register(string, []string, func(error)) (end func()) { return func() {} }
-func (allows) Began(string)                                        {}
-func (allows) Observe(gateway.Sample)                              {}
-func (allows) Name() string                                        { return "test" }
+func (allows) Reserve(int64, time.Time) verdict.Verdict { return verdict.Allow() }
+func (allows) Settle(int64, time.Time)                  {}
+func (allows) Release(time.Time)                        {}
+func (allows) Count(string, netip.Addr)                 {}
+func (allows) Salt(tenant string) string                { return "salt-of-" + tenant }
+func (allows) Began(string)                             {}
+func (allows) Observe(gateway.Sample)                   {}
+func (allows) Name() string                             { return "test" }
+
+func (s allows) Append(r audit.Record) (uint64, error) {
+	if r.Event != audit.Admitted {
+		s.ended <- r
+	}
+	return 1, nil
+}
 
 func (s allows) Pick(policy.Grant, []string) (gateway.Upstream, verdict.Verdict) {
 	return s, verdict.Allow()

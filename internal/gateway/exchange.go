@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -78,6 +79,7 @@ func (x *Exchange) admit() verdict.Verdict {
 		return v
 	}
 	x.slot = slot
+	x.release = g.Running.Register(who.KeyID(), who.Roles(), x.cancel) // from here on a revoked key ends the request
 
 	// 5 read: what no role can get is refused here
 	if v := x.read(); v.Refused() {
@@ -99,8 +101,7 @@ func (x *Exchange) admit() verdict.Verdict {
 		return v
 	}
 
-	// 7 record: no record, no request. From here on a revoked key ends the request
-	x.release = g.Running.Register(who.KeyID(), who.Roles(), x.cancel)
+	// 7 record: no record, no request
 	if _, err := g.Records.Append(x.record(audit.Admitted)); err != nil {
 		return verdict.Refuse(verdict.AuditUnavailable, err)
 	}
@@ -179,6 +180,8 @@ func (x *Exchange) forward(ctx context.Context, w http.ResponseWriter) {
 	x.send(ctx, w)
 	if x.outcome.Ended != verdict.ClientLeft { // or a write of it may still be under way: net/http's HTTP/2, when a client resets its stream
 		x.reply.Free()
+	} else if cut, ok := errors.AsType[*verdict.Cut](context.Cause(ctx)); ok { // it did not take the end of it
+		x.outcome.Ended = cut.Ended
 	}
 	if !x.outcome.Written {
 		x.refuse(w, x.outcome.Refusal)

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/vallum/vallum/internal/audit"
@@ -139,6 +140,10 @@ type Request struct {
 // ServeHTTP answers one request that came straight from its caller.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) { g.Behind(nil, w, r) }
 
+// patience is how long a client may still take the end of its answer, or send the rest of its body, once its key was taken
+// away. The promise is a second, and to see the change takes a quarter of one.
+const patience = 500 * time.Millisecond
+
 // Behind answers one request: admitted and forwarded, or refused with its reason. One request, one record. The proxies
 // are those that end TLS in front of the listener: only they may connect, and only they are believed; nil for none.
 func (g *Gateway) Behind(proxies []netip.Prefix, w http.ResponseWriter, r *http.Request) {
@@ -163,7 +168,12 @@ func (g *Gateway) Behind(proxies []netip.Prefix, w http.ResponseWriter, r *http.
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(nil)
-	x := &Exchange{gateway: g, request: req, cancel: cancel}
+	var over sync.Once // when the request is, its connection may carry another's
+	defer over.Do(func() {})
+	x := &Exchange{gateway: g, request: req, cancel: func(why error) {
+		cancel(why)
+		time.AfterFunc(patience, func() { over.Do(func() { _ = body.control.SetWriteDeadline(time.Unix(1, 0)) }) }) // one that has passed cuts, whoever waits
+	}}
 	defer func() {
 		panicked := recover()
 		body.done()
@@ -175,6 +185,9 @@ func (g *Gateway) Behind(proxies []netip.Prefix, w http.ResponseWriter, r *http.
 		w.Header().Set("Request-Id", req.ID) // what Anthropic's SDKs give their callers as the request's id
 	}
 	if v.Refused() {
+		if cut, ok := errors.AsType[*verdict.Cut](context.Cause(ctx)); ok { // what else went wrong came of that
+			v = verdict.Refuse(cut.Reason(), context.Cause(ctx))
+		}
 		x.refuse(w, v)
 		return
 	}

@@ -104,8 +104,7 @@ func (c *conn) handshake() (*tls.Conn, bool) {
 	secure := tls.Server(plain, c.server.TLS)
 	_ = plain.SetDeadline(time.Now().Add(c.server.HeaderTimeout))
 	if err := secure.HandshakeContext(c.ctx); err != nil {
-		var not tls.RecordHeaderError
-		if errors.As(err, &not) && not.Conn != nil && looksLikeHTTP(not.RecordHeader) {
+		if not, ok := errors.AsType[tls.RecordHeaderError](err); ok && not.Conn != nil && looksLikeHTTP(not.RecordHeader) {
 			_, _ = io.WriteString(not.Conn, "HTTP/1.0 400 Bad Request\r\n\r\nThis port speaks TLS: the URL begins with https://\n")
 		}
 		c.server.Log.Debug("TLS handshake", "remote", c.remote, "error", err)

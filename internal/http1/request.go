@@ -179,8 +179,8 @@ func (c *conn) expect(req *http.Request) error {
 
 // refuse answers what was no request with a bare status and lets the connection end.
 func (c *conn) refuse(err error) {
-	var m malformed
-	if !errors.As(err, &m) {
+	m, ok := errors.AsType[malformed](err)
+	if !ok {
 		return
 	}
 	c.server.malformed()

@@ -147,8 +147,13 @@ func (w *response) SetReadDeadline(t time.Time) error {
 	return nil
 }
 
-// SetWriteDeadline bounds writes, to about a second, in the place of the server's own deadline for each.
+// SetWriteDeadline bounds writes, to about a second, in the place of the server's own deadline for each. One that has passed cuts
+// the connection, as it resets a stream of HTTP/2, whatever is waited for on it; such a one any goroutine may set.
 func (w *response) SetWriteDeadline(t time.Time) error {
+	if !t.IsZero() && !t.After(time.Now()) {
+		w.conn.cut()
+		return nil
+	}
 	w.conn.ownWrite = true
 	w.conn.writeUntil(t)
 	return nil

@@ -37,7 +37,9 @@ func (a *answer) Write(p []byte) (int, error) {
 
 // SetWriteDeadline takes effect until the next flush has ended.
 func (a *answer) SetWriteDeadline(by time.Time) error {
-	a.bounded = !by.IsZero()
+	if by.IsZero() || by.After(time.Now()) { // one that has passed resets the stream, and any goroutine may set it
+		a.bounded = !by.IsZero()
+	}
 	return a.control.SetWriteDeadline(by)
 }
 
