@@ -240,18 +240,13 @@ func current(ctx context.Context, tx *sql.Tx, idOrName string, now time.Time) (K
 	return keys[0], nil
 }
 
-// TouchLastUsed notes when keys were last used, all at once. An earlier time than the one noted changes nothing. Changed does not
-// report it.
+// TouchLastUsed notes when keys were last used, all at once. An earlier time than the one noted changes nothing. It may wait for
+// another process's write, and nobody waits for it: Changed goes on meanwhile, and reports it afterwards.
 func (s *Store) TouchLastUsed(ctx context.Context, used map[string]time.Time) error {
 	if len(used) == 0 {
 		return nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.watch == nil {
-		return errClosed
-	}
-	tx, err := s.watch.BeginTx(ctx, nil)
+	tx, err := s.db.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("noting when keys were used: %w", err)
 	}

@@ -30,8 +30,8 @@ const busyTimeout = 5 * time.Second
 type Store struct {
 	db *sql.DB
 
-	// watch is the connection that sees what others wrote: data_version changes with every commit that is not its
-	// own. What this process writes without wanting to be told of it (TouchLastUsed) is written there too.
+	// watch is the connection that sees what was written: data_version changes with every commit that is not its own. Nothing
+	// is written there: a write may wait for another process, and a revocation must be seen meanwhile.
 	mu      sync.Mutex
 	watch   *sql.Conn
 	version int64
@@ -88,8 +88,8 @@ func (s *Store) Close() error {
 	return err
 }
 
-// Changed reports whether anything was written since the last call, or since Open: by this process or another, but for
-// TouchLastUsed of this one. It costs a few microseconds, and is meant to be called several times a second.
+// Changed reports whether anything was written since the last call, or since Open: by this process or another. It never waits
+// for a write. It costs a few microseconds, and is meant to be called several times a second.
 func (s *Store) Changed(ctx context.Context) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
