@@ -155,6 +155,10 @@ func TestOneNodeUnderSystemd(t *testing.T) {
 			t.Errorf("%s %s: %d, not %d", row.method, row.path, got, row.want)
 		}
 	}
+	if c, err := n.s.Dial(t.Context(), "tcp", "[::1]:8443"); err == nil {
+		_ = c.Close()
+		t.Error("0.0.0.0 is open to IPv6 too")
+	}
 	n.hardened()
 	n.reloads(keys[0])
 	n.survives(keys[0])

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -40,7 +41,11 @@ type service interface {
 func listen(address string) (net.Listener, error) {
 	path, unix := strings.CutPrefix(address, "unix:")
 	if !unix {
-		l, err := net.Listen("tcp", address)
+		network := "tcp"
+		if at, err := netip.ParseAddrPort(address); err == nil && at.Addr().Is4() {
+			network = "tcp4" // net takes 0.0.0.0 for every address of IPv6 too, which nobody wrote, and a firewall may not know
+		}
+		l, err := net.Listen(network, address)
 		if err != nil {
 			return nil, fmt.Errorf("listening on %s: %w", address, err)
 		}
