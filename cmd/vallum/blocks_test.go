@@ -142,6 +142,8 @@ func (p *page) run(text string) {
 			out = p.vallum(words(l.command)[1:])
 		case strings.HasPrefix(l.command, "systemctl enable --now") && strings.HasSuffix(l.command, " vallum"):
 			p.serve([]string{"serve", "--config", "vallum.yaml"}) // what the unit starts
+		case strings.HasPrefix(l.command, "go run ./cmd/vallum demo"):
+			p.demo()
 		case first == "systemctl":
 		case first == "curl":
 			out = p.curl(l.command)

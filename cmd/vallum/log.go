@@ -219,7 +219,7 @@ func (s streams) showRecords(dir string, from time.Time, keep func(audit.Record)
 	}
 	wrong = append(wrong, w.Flush())
 	if out.cut {
-		s.hint("lines are cut to the terminal: vallum log show | less -S has the rest, and ids for explain --record")
+		s.hint("lines are cut to the terminal; into | less -S they are whole, with their ids")
 	}
 	return errors.Join(wrong...)
 }
