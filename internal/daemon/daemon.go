@@ -57,8 +57,8 @@ type Daemon struct {
 	reading  sync.Mutex      // one file is read and applied at a time: an older one must not win
 	reloads  sync.Mutex      // one snapshot is built at a time
 	keyLoads sync.Mutex      // held while the keys are read and put in force
-	noted    []store.Key     // the first that were put in force: what changes from then on is recorded; only watch has them once it runs
-	behind   bool            // the store's keys changed, and that is not in force or not recorded yet; watch's alone
+	noted    []store.Key     // the first that were put in force: what changes from then on is recorded; only watchKeys has them once it runs
+	behind   bool            // the store's keys changed, and that is not in force or not recorded yet; watchKeys' alone
 	current  atomic.Pointer[snapshot]
 	servers  map[string]*vllmServer // by name; under reloads
 	alive    map[string]bool        // what was last told of each; nil before the first screen; under reloads
@@ -206,7 +206,7 @@ func (d *Daemon) serve(ctx, work context.Context, conf *config.Config) error {
 	if d.options.File != "" { // otherwise there is nothing to read again, and SIGHUP means what it means to every process
 		notifyHangup(hup) // here: whoever is told that it serves may send one, and until then it ends the process
 	}
-	d.running.Go(func() { d.watch(work, hup) })
+	d.watchAll(work, hup)
 	d.settle(ctx)
 	slackenHeap()
 	d.announce(servers, probes, first)

@@ -13,6 +13,54 @@ import (
 	"github.com/vallum/vallum/internal/store"
 )
 
+// keysEvery is how often the store is looked at. From the look that sees a change to the end of what runs by it nothing is
+// waited for but a client that takes nothing of its end (gateway), so that both are within the promised second.
+const keysEvery = 200 * time.Millisecond
+
+// watchKeys is the clock of the keys: those that changed, those that expire. It is apart from watch, for a reload waits for
+// servers and files, and nobody may wait for those with a revocation.
+func (d *Daemon) watchKeys(ctx context.Context) {
+	poll := time.NewTicker(keysEvery)
+	defer poll.Stop()
+	keys := d.noted
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-poll.C:
+			d.keys.EndExpired(time.Now())
+			keys = d.pollKeys(ctx, keys)
+		}
+	}
+}
+
+// pollKeys sees what `vallum keys` changed. What fails is tried again the next time: the store tells of a
+// change once.
+func (d *Daemon) pollKeys(ctx context.Context, before []store.Key) []store.Key {
+	changed, err := d.store.Changed(ctx)
+	d.behind = d.behind || changed
+	if err == nil && !d.behind {
+		return before
+	}
+	if err == nil {
+		err = d.loadKeys(ctx)
+	}
+	if err != nil {
+		if ctx.Err() == nil {
+			d.log.Error("reading the keys; the ones before stay", "error", err)
+		}
+		return before
+	}
+	after, err := d.store.ListKeys(ctx)
+	if err != nil {
+		return before
+	}
+	d.behind = false
+	d.noteKeys(before, after)
+	d.removeFirstKeyFile(after)
+	return after
+}
+
 // loadKeys makes the store's keys, and those of the configuration's key file, the ones that count. Running requests of
 // keys that are gone end. One at a time: of two that read, the one that read first, before a revocation, must not be
 // the last to say what counts.

@@ -23,7 +23,6 @@ import (
 	"github.com/vallum/vallum/internal/gateway"
 	"github.com/vallum/vallum/internal/inspect"
 	"github.com/vallum/vallum/internal/policy"
-	"github.com/vallum/vallum/internal/store"
 	"github.com/vallum/vallum/internal/upstream"
 	"github.com/vallum/vallum/internal/vllm"
 )
@@ -60,10 +59,7 @@ func (d *Daemon) apply(ctx context.Context, conf *config.Config) error {
 	if err != nil {
 		return err
 	}
-	if d.current.Load() != nil {
-		awaitAnswers(ctx, started)
-	}
-	next, err := d.build(conf, servers)
+	next, err := d.buildAnswered(ctx, conf, servers, started)
 	if err != nil {
 		for _, s := range started {
 			s.close()
@@ -98,10 +94,21 @@ func (d *Daemon) apply(ctx context.Context, conf *config.Config) error {
 	return nil
 }
 
-// awaitAnswers gives new servers a moment to answer before requests meet them: a changed timeout is no reason for a 503.
-// One that does not answer keeps nothing waiting beyond it.
-func awaitAnswers(ctx context.Context, started []*vllmServer) {
-	late := time.NewTimer(3 * time.Second)
+// buildAnswered makes a snapshot once the servers that were started have answered, or had their time.
+func (d *Daemon) buildAnswered(ctx context.Context, conf *config.Config, servers map[string]*vllmServer, started []*vllmServer) (*snapshot, error) {
+	next, err := d.build(conf, servers)
+	before := d.current.Load()
+	if err != nil || before == nil || len(started) == 0 {
+		return next, err
+	}
+	awaitAnswers(ctx, started, mostWait(before, next))
+	return d.build(conf, servers)
+}
+
+// awaitAnswers gives new servers a moment to answer, so long at most, before requests meet them: a changed timeout is no
+// reason for a 503. One that does not answer keeps nothing waiting beyond it.
+func awaitAnswers(ctx context.Context, started []*vllmServer, most time.Duration) {
+	late := time.NewTimer(most)
 	defer late.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -114,6 +121,23 @@ func awaitAnswers(ctx context.Context, started []*vllmServer) {
 		case <-tick.C:
 		}
 	}
+}
+
+// mostWait is for how long a reload waits for new servers: less where the configuration takes away a role, or a key of its
+// file, for what runs by that has to end within a second.
+func mostWait(before, next *snapshot) time.Duration {
+	const long, short = 3 * time.Second, 500 * time.Millisecond
+	for role := range before.conf.Roles {
+		if !next.gateway.Policy.HasRole(role) {
+			return short
+		}
+	}
+	for _, k := range before.fileKeys {
+		if !slices.ContainsFunc(next.fileKeys, func(n authn.Key) bool { return n.ID == k.ID && slices.Equal(n.Roles, k.Roles) }) {
+			return short
+		}
+	}
+	return long
 }
 
 func (d *Daemon) install(next *snapshot) {
@@ -349,19 +373,22 @@ func (d *Daemon) sameListeners(conf *config.Config) error {
 	return nil
 }
 
-// watch is the daemon's clock: keys that changed, upstreams that changed, files that changed, SIGHUP.
+// watchAll starts what waits for changes, until the context ends.
+func (d *Daemon) watchAll(ctx context.Context, hup chan os.Signal) {
+	d.running.Go(func() { d.watch(ctx, hup) })
+	d.running.Go(func() { d.watchKeys(ctx) })
+}
+
+// watch is the daemon's clock but for keys: upstreams that changed, files that changed, SIGHUP.
 func (d *Daemon) watch(ctx context.Context, hup chan os.Signal) {
 	defer signal.Stop(hup)
 	files := d.watchFiles(ctx)
 	defer files.close()
-	poll := time.NewTicker(200 * time.Millisecond)
-	defer poll.Stop()
 	used := time.NewTicker(10 * time.Second)
 	defer used.Stop()
 	look := time.NewTicker(lookEvery)
 	defer look.Stop()
 	defer d.touch(context.WithoutCancel(ctx))
-	keys := d.noted
 	var pending <-chan time.Time
 	for {
 		select {
@@ -384,40 +411,10 @@ func (d *Daemon) watch(ctx context.Context, hup chan os.Signal) {
 			}
 		case <-d.rebuild:
 			d.refresh()
-		case <-poll.C:
-			d.keys.EndExpired(time.Now())
-			keys = d.pollKeys(ctx, keys)
 		case <-used.C:
 			d.touch(ctx)
 		}
 	}
-}
-
-// pollKeys sees within 200 ms what `vallum keys` changed. What fails is tried again the next time: the store tells of a
-// change once.
-func (d *Daemon) pollKeys(ctx context.Context, before []store.Key) []store.Key {
-	changed, err := d.store.Changed(ctx)
-	d.behind = d.behind || changed
-	if err == nil && !d.behind {
-		return before
-	}
-	if err == nil {
-		err = d.loadKeys(ctx)
-	}
-	if err != nil {
-		if ctx.Err() == nil {
-			d.log.Error("reading the keys; the ones before stay", "error", err)
-		}
-		return before
-	}
-	after, err := d.store.ListKeys(ctx)
-	if err != nil {
-		return before
-	}
-	d.behind = false
-	d.noteKeys(before, after)
-	d.removeFirstKeyFile(after)
-	return after
 }
 
 // refresh makes a new snapshot when the upstreams serve something else than before.
