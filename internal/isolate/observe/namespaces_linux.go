@@ -9,14 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// wayPast names a device of the process's network namespace whose packets this machine's forward chain does not see; ""
+// wayPast names a device of a process's network namespace whose packets this machine's forward chain does not see; ""
 // when there is none. A macvlan, an adapter that was moved there and a bridge that joins it to an adapter pass beside it.
-func wayPast(pid int) (string, error) {
-	ns, err := netns.GetFromPid(pid)
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = ns.Close() }()
+func wayPast(ns netns.NsHandle) (string, error) {
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
 		return "", err

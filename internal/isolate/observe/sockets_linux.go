@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/prometheus/procfs"
 	"github.com/vishvananda/netlink"
@@ -43,24 +45,26 @@ func Sockets() (list []isolate.Socket, unseen int, err error) {
 		return nil, 0, fmt.Errorf("reading the network namespace: %w", err)
 	}
 	owners, namespaces, unseen, err := processes()
+	defer func() {
+		for _, ns := range namespaces {
+			_ = ns.Close()
+		}
+	}()
 	if err != nil {
 		return nil, unseen, err
 	}
-	namespaces[own] = os.Getpid()
-	for name, pid := range namespaces {
-		found, err := socketsOf(pid, owners)
+	for name, ns := range namespaces {
+		found, err := socketsOf(ns, owners)
 		if err != nil {
 			if name == own {
 				return list, unseen, err
 			}
-			if !ended(err) {
-				unseen++
-			}
+			unseen++
 			continue
 		}
 		past := ""
 		if name != own && slices.ContainsFunc(found, func(k isolate.Socket) bool { return k.Of != "" }) {
-			if past, err = wayPast(pid); err != nil && !ended(err) {
+			if past, err = wayPast(ns); err != nil {
 				unseen++
 			}
 		}
@@ -77,40 +81,81 @@ func Sockets() (list []isolate.Socket, unseen int, err error) {
 	return list, unseen, nil
 }
 
-// processes maps socket inodes to who holds them, and every network namespace to a process in it.
-func processes() (owners map[uint32]owner, namespaces map[string]int, unseen int, err error) {
+// processes maps socket inodes to who holds them, and opens every network namespace that a process is in; its caller
+// closes them. They are held from here on: the process by which one was found may end before it is looked into.
+func processes() (owners map[uint32]owner, namespaces map[string]netns.NsHandle, unseen int, err error) {
 	all, err := procfs.AllProcs()
 	if err != nil {
 		return nil, nil, 0, fmt.Errorf("listing processes: %w", err)
 	}
-	owners, namespaces = map[uint32]owner{}, map[string]int{}
+	owners, namespaces = map[uint32]owner{}, map[string]netns.NsHandle{}
+	if err := hold(namespaces, os.Getpid()); err != nil {
+		return nil, namespaces, 0, fmt.Errorf("opening the network namespace: %w", err)
+	}
 	family, _ := families(all)
 	for _, p := range all {
-		ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", p.PID))
-		if err != nil {
-			if !ended(err) && family(p.PID) != "" {
+		of := family(p.PID)
+		if err := hold(namespaces, p.PID); err != nil {
+			if !ended(err) && of != "" {
 				unseen++
 			}
 			continue
 		}
-		namespaces[ns] = p.PID
 		targets, err := p.FileDescriptorTargets()
 		if err != nil {
-			if !ended(err) && family(p.PID) != "" {
+			if !ended(err) && of != "" {
 				unseen++
 			}
 			continue
 		}
-		name, _ := p.Comm()
+		name := nameOf(p)
 		for _, t := range targets {
 			if inode, ok := strings.CutPrefix(t, "socket:["); ok {
-				if n, err := strconv.ParseUint(strings.TrimSuffix(inode, "]"), 10, 32); err == nil {
-					owners[uint32(n)] = owner{p.PID, name, family(p.PID)}
+				// One that vLLM and another hold, which it was handed to or inherited by, is vLLM's.
+				if n, err := strconv.ParseUint(strings.TrimSuffix(inode, "]"), 10, 32); err == nil && (of != "" || owners[uint32(n)].of == "") {
+					owners[uint32(n)] = owner{p.PID, name, of}
 				}
 			}
 		}
 	}
 	return owners, namespaces, unseen, nil
+}
+
+// hold opens the network namespace of a process, if it is not held yet.
+func hold(namespaces map[string]netns.NsHandle, pid int) error {
+	name, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return err
+	}
+	if _, held := namespaces[name]; held {
+		return nil
+	}
+	ns, err := netns.GetFromPid(pid)
+	if err != nil {
+		return err
+	}
+	// A process may have changed its namespace, or its number its process, since its name was read.
+	if name, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", int(ns))); err != nil {
+		_ = ns.Close()
+		return err
+	}
+	if _, held := namespaces[name]; held {
+		return ns.Close()
+	}
+	namespaces[name] = ns
+	return nil
+}
+
+// nameOf is the name that a process has given itself, without what would begin a line of its own where it is printed, or
+// be obeyed by a terminal: any user may call a process anything.
+func nameOf(p procfs.Proc) string {
+	name, _ := p.Comm()
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || r == utf8.RuneError {
+			return '?'
+		}
+		return r
+	}, name)
 }
 
 // ended reports whether a process, or the last one of a namespace, went away while it was looked at.
@@ -126,7 +171,7 @@ func families(all procfs.Procs) (family func(pid int) string, parent map[int]int
 			parent[p.PID] = stat.PPID
 		}
 		args, _ := p.CmdLine()
-		name, _ := p.Comm()
+		name := nameOf(p)
 		known[p.PID] = familyOf(name, args)
 	}
 	return func(pid int) string {
@@ -157,12 +202,7 @@ func familyOf(name string, args []string) string {
 	return ""
 }
 
-func socketsOf(pid int, owners map[uint32]owner) ([]isolate.Socket, error) {
-	ns, err := netns.GetFromPid(pid)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = ns.Close() }()
+func socketsOf(ns netns.NsHandle, owners map[uint32]owner) ([]isolate.Socket, error) {
 	h, err := netlink.NewHandleAt(ns, unix.NETLINK_INET_DIAG)
 	if err != nil {
 		return nil, err
