@@ -89,7 +89,6 @@ type place struct {
 	conn  net.Conn     // to be closed
 	from  netip.Prefix // invalid when the address is not counted
 	state atomic.Int64
-	gone  bool // under the bound's mu
 }
 
 // Idleness is the number in which the connection's server says what the connection does. It begins as idle since now.
@@ -174,10 +173,6 @@ func (p *place) giveBack() {
 	b := p.bound
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if p.gone {
-		return
-	}
-	p.gone = true
 	delete(b.open.places, p)
 	if own := b.from[p.from]; own != nil {
 		if delete(own.places, p); len(own.places) == 0 {
