@@ -49,7 +49,6 @@ func TestFieldsThatHarmSomeReleases(t *testing.T) {
 		"a penalty beside sound":              {chat(`"repetition_penalty":1.1,`, sound), nil, penalties, "CVE-2026-93841", "/repetition_penalty"},
 		"another, beside sound as a URL":      {chat(`"frequency_penalty":-0.5,`, address), nil, penalties, "CVE-2026-93841", "/frequency_penalty"},
 		"a third, after the sound":            {Request{Path: "/v1/chat/completions", Body: `{"model":"tiny","messages":[{"role":"user","content":[{"audio_url":"data:audio/wav;base64,UklGRiQAAABXQVZFZm10IA=="}]}],"presence_penalty":1}`}, nil, penalties, "CVE-2026-93841", "/presence_penalty"},
-		"a penalty beside sound of responses": {Request{Path: "/v1/responses", Body: `{"model":"tiny","presence_penalty":1,"input":[{"role":"user","content":[{"type":"input_audio","input_audio":{"data":"UklGRiQAAABXQVZFZm10IA==","format":"wav"}}]}]}`}, nil, penalties, "CVE-2026-93841", "/presence_penalty"},
 		"penalties at their defaults":         {chat(`"repetition_penalty":1.0,"frequency_penalty":0,"presence_penalty":-0.0,`, sound), nil, nil, "", ""},
 		"penalties without sound":             {chat(`"repetition_penalty":1.1,"frequency_penalty":0.1,"presence_penalty":0.1,`, ""), nil, nil, "", ""},
 		"a penalty of a transcription":        {Request{}, []part{{field("model"), "tiny"}, audioFile, {field("repetition_penalty"), "1.1"}}, penalties, "CVE-2026-93841", "/repetition_penalty"},

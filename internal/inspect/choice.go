@@ -11,11 +11,19 @@ import (
 	"github.com/vallum/vallum/internal/vllm"
 )
 
-// tag is the member that chose the shape of the object that is being read. It is read ahead from bytes that are not
-// yet checked, so it is compared again when the walk comes to it.
+// tag is the member that chose the shape of the object that is being read, or both members that did. They are read ahead
+// from bytes that are not yet checked, so they are compared again when the walk comes to them.
 type tag struct {
-	name  string // "" for none
-	value []byte // its text; nil when absent or null
+	name, first       string // "" for none
+	value, firstValue []byte // the texts; nil when absent or null
+}
+
+// of is what was read ahead of a member, if it is a tag.
+func (t tag) of(name []byte) (value []byte, ok bool) {
+	if t.first != "" && t.first == string(name) {
+		return t.firstValue, true
+	}
+	return t.value, t.name != "" && t.name == string(name)
 }
 
 // variant is the row for a tag; nil when the table has none. An empty tag is not an absent one.

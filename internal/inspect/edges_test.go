@@ -18,10 +18,20 @@ func edgeTable() *vllm.Table {
 	small := &vllm.Shape{Kind: vllm.Integer, Bounded: true, Min: 1, Max: 4}
 	one := objectOf(map[string]*vllm.Field{"kind": passing(text), "v": passing(small)})
 	untagged := objectOf(map[string]*vllm.Field{"v": passing(text)})
+	needing := objectOf(map[string]*vllm.Field{
+		"a": {Action: vllm.Pass, Needed: true, Shape: text}, "b": passing(text),
+		"c": {Action: vllm.Pass, Needed: true, Shape: &vllm.Shape{Kind: vllm.Choice, Tag: "kind", Variants: map[string]*vllm.Field{"": passing(untagged), "gone": {Action: vllm.Drop}}}},
+	})
+	needing.Needed = []string{"a", "c"}
 	return &vllm.Table{Body: objectOf(map[string]*vllm.Field{
 		"choice": passing(&vllm.Shape{Kind: vllm.Choice, Tag: "kind", Variants: map[string]*vllm.Field{
 			"a": passing(one), "": passing(untagged), "no": {Action: vllm.Refuse, Why: "it is forbidden"}, "gone": {Action: vllm.Drop},
 		}}),
+		"twice": passing(&vllm.Shape{Kind: vllm.Choice, Tag: "type", Variants: map[string]*vllm.Field{
+			"m": passing(&vllm.Shape{Kind: vllm.Choice, Tag: "kind", Variants: map[string]*vllm.Field{"a": passing(one), "": passing(untagged)}}),
+			"n": passing(&vllm.Shape{Kind: vllm.Choice, Tag: "kind", Variants: map[string]*vllm.Field{"a": passing(&vllm.Shape{Kind: vllm.Choice, Tag: "v", Variants: map[string]*vllm.Field{"x": passing(untagged)}})}}),
+		}}),
+		"needs":  passing(needing),
 		"star":   passing(&vllm.Shape{Kind: vllm.Choice, Tag: "kind", Variants: map[string]*vllm.Field{"*": passing(untagged)}}),
 		"names":  passing(&vllm.Shape{Kind: vllm.Map, Names: []string{"x", "y"}, Elem: &vllm.Shape{Kind: vllm.Boolean}}),
 		"few":    passing(&vllm.Shape{Kind: vllm.Map, MaxLen: 2, Elem: &vllm.Shape{Kind: vllm.Free}}),
@@ -53,6 +63,21 @@ func TestEdgesOfShapes(t *testing.T) {
 		{`{"choice":{"kind":"a","v":1,"kind":"no"}}`, ``, "/choice/kind"},
 		{`{"choice":{"kind":"no"}}`, ``, "/choice"},
 		{`{"choice":{"kind":"gone"}}`, `{}`, ""},
+		{`{"twice":{"type":"m","kind":"a","v":1}}`, `{"twice":{"type":"m","kind":"a","v":1}}`, ""},
+		{`{"twice":{"v":1,"kind":"\u0061","type":"m"}}`, `{"twice":{"v":1,"kind":"\u0061","type":"m"}}`, ""},
+		{`{"twice":{"type":"m","v":"x"}}`, `{"twice":{"type":"m","v":"x"}}`, ""},
+		{`{"twice":{"type":"m","kind":null,"v":"x"}}`, `{"twice":{"type":"m","v":"x"}}`, ""},
+		{`{"twice":{"type":"m","kind":"a","v":"x"}}`, ``, "/twice/v"},
+		{`{"twice":{"type":"m","kind":"b"}}`, ``, "/twice"},
+		{`{"twice":{"type":"o","kind":"a"}}`, ``, "/twice"},
+		{`{"twice":{"type":"m","kind":7,"v":"x"}}`, ``, "/twice/kind"},
+		{`{"twice":{"kind":"a","v":1,"type":"m","type":"n"}}`, ``, "/twice/type"},
+		{`{"twice":{"type":"n","kind":"a","v":"x"}}`, ``, "/twice"},
+		{`{"needs":{"a":"x","c":{"v":"x"}}}`, `{"needs":{"a":"x","c":{"v":"x"}}}`, ""},
+		{`{"needs":{"a":"x","b":"x"}}`, ``, "/needs"},
+		{`{"needs":{"a":null,"c":{"v":"x"}}}`, ``, "/needs"},
+		{`{"needs":{"a":"x","c":{"kind":"gone"}}}`, ``, "/needs"},
+		{`{"needs":{}}`, ``, "/needs"},
 		{`{"star":{"kind":"anything","v":"x"}}`, `{"star":{"kind":"anything","v":"x"}}`, ""},
 		{`{"star":{"v":"x"}}`, ``, "/star"},
 		{`{"names":{"x":true,"z":{"y":1},"y":null}}`, `{"names":{"x":true}}`, ""},
@@ -71,7 +96,9 @@ func TestEdgesOfShapes(t *testing.T) {
 		{`{"list":[1,]}`, ``, "/list"},
 		{`{"list":[01]}`, ``, "/list/0"},
 		{`{"mixed":[1,2,3,4,1,2]}`, `{"mixed":[1,2,3,4,1,2]}`, ""},
-		{`{"mixed":["a",1,2,3,"b"]}`, `{"mixed":["a",1,2,3,"b"]}`, ""},
+		{`{"mixed":["a",1,2,3,"b"]}`, ``, "/mixed/1"},
+		{`{"mixed":[1,2,"b"]}`, ``, "/mixed/2"},
+		{`{"mixed":[1.0,2.0,3.0,"b"]}`, ``, "/mixed/3"},
 		{`{"mixed":["a","b","c"]}`, ``, "/mixed/2"},
 		{`{"mixed":[[1]]}`, ``, "/mixed/0"},
 		{`{"ratio":2.0}`, `{"ratio":2.0}`, ""},
@@ -95,8 +122,10 @@ func TestEdgesOfShapes(t *testing.T) {
 	if _, v := Read(jsonRequest(edgeTable(), `{"reason":1}`), Default()); v.Reason() != verdict.InternalError {
 		t.Errorf("a reason that does not exist: %v", v.Reason())
 	}
-	if f := mustRead(t, jsonRequest(edgeTable(), `{"mixed":["a",1,2,"b"]}`)).Facts(); f.Inputs != 3 {
-		t.Errorf("%d inputs in two texts and a list of ids", f.Inputs)
+	for body, inputs := range map[string]int64{`{"mixed":["a","b"]}`: 2, `{"mixed":[1,2,3]}`: 1, `{"mixed":[1,2.0,3]}`: 1} {
+		if f := mustRead(t, jsonRequest(edgeTable(), body)).Facts(); f.Inputs != inputs {
+			t.Errorf("%s: %d inputs, want %d", body, f.Inputs, inputs)
+		}
 	}
 }
 

@@ -51,7 +51,7 @@ func (w *walker) str(s *vllm.Shape, fact vllm.Fact) error {
 	case most > 0 && int64(len(raw)-2) > most && int64(len(scan.Unquoted(raw))) > most:
 		return w.wrong(raw, fmt.Sprintf("must have %d bytes at most", most))
 	case len(s.Enum) > 0 && !slices.Contains(s.Enum, string(scan.Unquoted(raw))):
-		return w.wrong(raw, "must be "+wanted(s))
+		return w.wrong(raw, "must be "+s.Wanted())
 	case s.DataURL && !isDataURL(raw):
 		return forbidden(dataURL, w.pointer(), int(w.dec.InputOffset())-len(raw))
 	case s.Medium != "":
@@ -101,7 +101,7 @@ func (w *walker) number(s *vllm.Shape, fact vllm.Fact) error {
 		digits, ok = raw, checkNumber(s, raw)
 	}
 	if !ok {
-		return w.wrong(raw, "must be "+wanted(s))
+		return w.wrong(raw, "must be "+s.Wanted())
 	}
 	if end := int(w.dec.InputOffset()); len(digits) < len(raw) {
 		w.cuts = append(w.cuts, Change{From: end - len(raw) + len(digits), To: end, Why: "integer"})

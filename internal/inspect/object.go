@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 
@@ -16,6 +17,7 @@ type member struct {
 	value, end     int      // the value
 	why            string   // not "": it is removed, for this reason; or replaced, when with is not ""
 	with           string   // the value that replaces it
+	needed         bool     // the object needs it, and it goes up
 	open           int      // the index after the value's '{', when its members are in kids; else 0
 	kids           []member // the members of an object that has field rules
 }
@@ -68,6 +70,7 @@ func (w *walker) object(s *vllm.Shape, fact vllm.Fact, t tag) error {
 	}
 	var seq sequence
 	var count int64
+	var needed int
 	for w.dec.PeekKind() != '}' {
 		if count++; count > most {
 			return w.mismatch(fmt.Sprintf("the object may have %d members at most", most))
@@ -75,6 +78,9 @@ func (w *walker) object(s *vllm.Shape, fact vllm.Fact, t tag) error {
 		m, err := w.member(s, t)
 		if err != nil {
 			return err
+		}
+		if m.needed {
+			needed++
 		}
 		if depth <= 2 {
 			list = append(list, m)
@@ -96,6 +102,9 @@ func (w *walker) object(s *vllm.Shape, fact vllm.Fact, t tag) error {
 	if _, err := w.dec.ReadToken(); err != nil {
 		return badSyntax(w.body, err)
 	}
+	if needed < len(s.Needed) {
+		return badBody(w.pointer(), open-1, "the object needs "+strings.Join(s.Needed, ", "))
+	}
 	return nil
 }
 
@@ -114,7 +123,7 @@ func (w *walker) member(s *vllm.Shape, t tag) (m member, err error) {
 		return m, err
 	}
 	w.kidsOpen, w.kids = 0, nil
-	isTag := t.name == string(name) && t.name != ""
+	chosen, isTag := t.of(name)
 	f := row(s, name)
 	if f == nil && isTag {
 		f = tagField
@@ -124,13 +133,14 @@ func (w *walker) member(s *vllm.Shape, t tag) (m member, err error) {
 		m.why, isTag = "null", false
 	} else {
 		m.why, err = w.field(f, tag{})
+		m.needed = f != nil && f.Needed && m.why == ""
 	}
 	if err != nil {
 		return m, err
 	}
 	m.end, m.open, m.kids = int(w.dec.InputOffset()), w.kidsOpen, w.kids
 	if isTag {
-		return m, w.checkTag(m, t.value)
+		return m, w.checkTag(m, chosen)
 	}
 	return m, nil
 }

@@ -92,7 +92,7 @@ func (w *walker) value(s *vllm.Shape, fact vllm.Fact, t tag) (why string, err er
 		return "", w.mismatch("must be absent")
 	}
 	if !fits(s.Kind, kind) {
-		return "", w.mismatch("must be " + wanted(s))
+		return "", w.mismatch("must be " + s.Wanted())
 	}
 	if s.Kind != vllm.Array && s.Kind != vllm.Map {
 		w.counts[fact]++
@@ -113,7 +113,7 @@ func (w *walker) value(s *vllm.Shape, fact vllm.Fact, t tag) (why string, err er
 	}
 	raw, err := w.skip()
 	if err == nil && s.Schema {
-		if what := schema.Check(raw, w.limits.MaxDepth); what != "" {
+		if what := schema.Check(raw, w.limits.MaxDepth, s.Text); what != "" {
 			return "", w.wrong(raw, what)
 		}
 	}
@@ -225,13 +225,14 @@ func (w *walker) array(s *vllm.Shape, fact vllm.Fact) error {
 		return err
 	}
 	var seq sequence
-	var count, numbers int64
-	for kind := w.dec.PeekKind(); kind != ']'; kind = w.dec.PeekKind() {
-		if count++; kind == '0' {
-			numbers++
-		}
-		if s.MaxLen > 0 && (count > s.MaxLen && !tokens || count-numbers > s.MaxLen) {
+	var count int64
+	first := w.dec.PeekKind()
+	for kind := first; kind != ']'; kind = w.dec.PeekKind() {
+		if count++; s.MaxLen > 0 && count > s.MaxLen && (!tokens || kind != '0') {
 			return w.mismatch(fmt.Sprintf("the list may have %d elements at most", s.MaxLen))
+		}
+		if tokens && kind != first { // vLLM tries each kind of list, and keeps several errors for each token
+			return w.mismatch("a list of texts or of token ids holds nothing else")
 		}
 		start := w.next()
 		why, err := w.value(s.Elem, vllm.NoFact, tag{})
@@ -245,7 +246,10 @@ func (w *walker) array(s *vllm.Shape, fact vllm.Fact) error {
 	if count < s.MinLen {
 		return badBody(w.pointer(), int(w.dec.InputOffset()), fmt.Sprintf("the list must have %d elements at least", s.MinLen))
 	}
-	w.counts[fact] += count - numbers + min(numbers, 1)
+	if first == '0' {
+		count = min(count, 1)
+	}
+	w.counts[fact] += count
 	if _, err := w.dec.ReadToken(); err != nil {
 		return badSyntax(w.body, err)
 	}
@@ -264,8 +268,8 @@ func integerOf(elem *vllm.Shape) *vllm.Shape {
 func (w *walker) choice(s *vllm.Shape, t tag) (why string, err error) {
 	chosen := scan.Member(w.body[w.next():], s.Tag)
 	f := variant(s, chosen)
-	if f == nil || t.name != "" { // a shape that is chosen by two members is in no table
+	if f == nil || t.first != "" { // a shape that is chosen by three members is in no table
 		return "", w.noVariant(s)
 	}
-	return w.field(f, tag{s.Tag, chosen})
+	return w.field(f, tag{s.Tag, t.name, chosen, t.value})
 }

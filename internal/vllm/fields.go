@@ -39,14 +39,16 @@ type Shape struct {
 	MaxLen   int64             // String: bytes of its UTF-8; Array, Map: elements; 0 is no bound of its own. In an Array of a Union with Integer only what is no number counts: a list of token ids is one prompt
 	Enum     []string          // String: the accepted values; nil is any
 	Schema   bool              // Free: a JSON schema, of which vLLM may make a grammar
+	Text     bool              // Free: such a schema may also be the text of one
 	DataURL  bool              // String: must be a data: URL (RFC 2397): vLLM would fetch anything else
 	Medium   Medium            // String: a data: URL of such a file, or its base64 alone when DataURL is false; "" for neither
 	Fields   map[string]*Field // Object
+	Needed   []string          // Object: the fields without which vLLM refuses it, by name
 	Elem     *Shape            // Array, Map
 	Names    []string          // Map: the accepted member names; nil is any
 	Any      []*Shape          // Union: no union inside, and each arm has another JSON kind
 	Tag      string            // Choice: the member that chooses; absent or null chooses the variant ""
-	Variants map[string]*Field // Choice: tag value → what to do with such an object; "*" is any other value; both are always there. Dropped in an Array, the element goes. The member Tag is a field of each variant's shape
+	Variants map[string]*Field // Choice: tag value → what to do with such an object; "*" is any other value; both are always there. Dropped in an Array, the element goes. The member Tag is a field of each variant's shape, which may be one more Choice
 }
 
 // Medium is what a file is that stands in a body.
@@ -92,6 +94,7 @@ type Field struct {
 	Fact   Fact     // what the gateway learns from the value
 	Reason string   // a Reason's code when the refusal is not forbidden_parameter ("thread_unsupported")
 	Why    string   // one sentence for the reviewer, the docs and the refusal's sentence
+	Needed bool     // Pass: vLLM refuses an object without it, and what that costs is why it is refused before
 
 	Affected *Affected // Pass: where a value other than those of Equal does harm; nil for nowhere
 }

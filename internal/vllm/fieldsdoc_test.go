@@ -63,6 +63,9 @@ func fieldWords(name string) string {
 
 func becomes(f *Field) string {
 	words := actionWords[f.Action]
+	if f.Needed {
+		words += " and has to be there"
+	}
 	switch {
 	case f.Affected != nil:
 		words += ", but is refused " + affectedWords(f.Affected)
@@ -127,7 +130,10 @@ func shapeWords(s *Shape) string {
 		}
 		return strings.Join(arms, " or ")
 	case Free:
-		if s.Schema {
+		switch {
+		case s.Text:
+			return "JSON schema, or its text"
+		case s.Schema:
 			return "JSON schema"
 		}
 		return "any JSON"

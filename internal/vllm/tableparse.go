@@ -170,7 +170,9 @@ func (p *tableParser) resolve() (*tableSet, error) {
 		case "rows":
 			p.fields(b) // for its mistakes
 		case "shape":
-			p.shapes[b.names[0]].Fields = p.fields(b)
+			s := p.shapes[b.names[0]]
+			s.Fields = p.fields(b)
+			s.Needed = needed(s.Fields)
 		case "choice":
 			p.choice(b, p.shapes[b.names[0]])
 		case "body":
@@ -205,6 +207,7 @@ func (p *tableParser) named(name, at string) *Shape {
 
 func (p *tableParser) body(b *block) {
 	t := &Table{Operations: b.names, Body: &Shape{Name: b.names[0], Kind: Object, Fields: p.fields(b)}}
+	t.Body.Needed = needed(t.Body.Fields)
 	p.set.tables = append(p.set.tables, t)
 	p.set.origin[t.Body] = b.at
 	for _, id := range b.names {
@@ -236,6 +239,18 @@ func (p *tableParser) fields(b *block) map[string]*Field {
 		}
 	}
 	return fields
+}
+
+// needed are the names of the fields that have to be there.
+func needed(fields map[string]*Field) []string {
+	var names []string
+	for name, f := range fields {
+		if f.Needed {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // included returns the rows of a block with the includes filled in; open are the blocks being filled in.
@@ -308,10 +323,12 @@ func (p *tableParser) attribute(r row, f *Field, attr string) {
 			p.fail(r.at, "field %q: equal=%s: %w", r.name, value, err)
 		}
 		f.Equal = equal
+	case attr == "needed" && f.Action == Pass:
+		f.Needed = true
 	case name == "reason" && f.Action == Refuse && value != "":
 		f.Reason = value
 	default:
-		p.fail(r.at, "field %q: attribute %q does not go with %s; fact= goes with pass and write, affected= with pass, equal= with refuse and affected=, reason= with refuse", r.name, attr, r.action)
+		p.fail(r.at, "field %q: attribute %q does not go with %s; fact= goes with pass and write, needed and affected= with pass, equal= with refuse and affected=, reason= with refuse", r.name, attr, r.action)
 	}
 }
 
@@ -370,7 +387,7 @@ func (p *tableParser) choice(b *block, s *Shape) {
 			if !ok {
 				continue
 			}
-			if _, twice := s.Variants[value]; twice || f.Action == Write || f.Fact != NoFact || f.Equal != nil || f.Affected != nil {
+			if _, twice := s.Variants[value]; twice || f.Action == Write || f.Fact != NoFact || f.Equal != nil || f.Affected != nil || f.Needed {
 				p.fail(r.at, "choice %q: %q stands twice, or has more than pass, drop, refuse and reason=", b.names[0], value)
 			}
 			s.Variants[value] = f
@@ -390,13 +407,31 @@ func (p *tableParser) checkTags() {
 			if f.Action != Pass {
 				continue
 			}
-			if f.Shape == nil || f.Shape.Kind != Object {
-				p.fail(p.set.origin[s], "choice %q: %q is to pass as something that is no object", s.Name, value)
-				continue
-			}
-			if value != "" && f.Shape.Fields[s.Tag] == nil {
-				p.fail(p.set.origin[s], "choice %q: %q passes as %q, which has no field %q", s.Name, value, f.Shape.Name, s.Tag)
+			for _, shape := range p.chosen(s, f) {
+				switch {
+				case shape == nil || shape.Kind != Object:
+					p.fail(p.set.origin[s], "choice %q: %q is to pass as something that is no object", s.Name, value)
+				case value != "" && shape.Fields[s.Tag] == nil:
+					p.fail(p.set.origin[s], "choice %q: %q passes as %q, which has no field %q", s.Name, value, shape.Name, s.Tag)
+				}
 			}
 		}
 	}
+}
+
+// chosen are the shapes as which a variant may pass: its own, or those of a choice by another member.
+func (p *tableParser) chosen(s *Shape, f *Field) []*Shape {
+	if f.Shape == nil || f.Shape.Kind != Choice {
+		return []*Shape{f.Shape}
+	}
+	if f.Shape.Tag == s.Tag {
+		p.fail(p.set.origin[s], "choice %q: %q passes as a choice by the same member", s.Name, f.Name)
+	}
+	var shapes []*Shape
+	for _, inner := range f.Shape.Variants {
+		if inner.Action == Pass {
+			shapes = append(shapes, inner.Shape)
+		}
+	}
+	return shapes
 }

@@ -16,7 +16,8 @@ import (
 //	shape NAME                               an object
 //	body OPERATION [OPERATION …]             the whole body of these operations
 //	  include NAME                           the rows of NAME
-//	  FIELD TYPE pass [fact=F] -- why        checked, and sent as it stands
+//	  FIELD TYPE pass [fact=F] [needed] -- why
+//	                                         checked, and sent as it stands; needed: an object without it is refused
 //	  FIELD TYPE pass affected=FROM..UNTIL [known] [with=audio|FIELD] [equal=JSON[,JSON]] -- why
 //	                                         refused where FROM <= vLLM < UNTIL, or, without known, nobody knows; FROM may be left out
 //	  FIELD TYPE write [fact=F] -- why       the gateway writes its own value
@@ -27,7 +28,7 @@ import (
 //	  VALUE[,VALUE] - drop|refuse [reason=CODE] -- why
 //
 // A TYPE is string, string(BYTES), enum(word word), data (a data: URL), picture, sound (data: URLs of such files), base64(picture), base64(sound), bool, int, int(LOW..HIGH), number,
-// number(LOW..HIGH), free (any JSON), schema (a JSON schema), file (forms), [TYPE], [TYPE](MOST), [TYPE](LEAST..MOST), {TYPE} (any names), {TYPE: name name}, a
+// number(LOW..HIGH), free (any JSON), schema (a JSON schema), schematext (the same, or its text), file (forms), [TYPE], [TYPE](MOST), [TYPE](LEAST..MOST), {TYPE} (any names), {TYPE: name name}, a
 // NAME, or several of these between bars: string|[string]. Either end of a range may be left out. null always counts
 // as absent, and needs no notation. An object's fields are listed; a field that is not is unknown.
 //

@@ -108,8 +108,8 @@ func (t *typeReader) arm() (*Shape, error) {
 		return &Shape{Kind: String, Enum: words}, err
 	case "bool":
 		return &Shape{Kind: Boolean}, nil
-	case "free", "schema":
-		return &Shape{Kind: Free, Schema: name == "schema"}, nil
+	case "free", "schema", "schematext":
+		return &Shape{Kind: Free, Schema: name != "free", Text: name == "schematext"}, nil
 	case "file":
 		return &Shape{Kind: File}, nil
 	case "int":

@@ -37,10 +37,15 @@ func isPlain(raw []byte) bool {
 		!bytes.Contains(raw, []byte("xProperties")) && !bytes.Contains(raw, []byte(`\u`))
 }
 
-// Check says what is wrong with a schema, in words for the caller; "" for nothing. The schema is JSON that was checked, or
-// the same as the text of a JSON string, which has to be as strict and no deeper than maxDepth.
-func Check(raw []byte, maxDepth int) string {
-	if isPlain(raw) {
+// Check says what is wrong with a schema, in words for the caller; "" for nothing. The schema is JSON that was checked, or,
+// where text is accepted, the same as the text of a JSON string, which has to be as strict and no deeper than maxDepth.
+func Check(raw []byte, maxDepth int, text bool) string {
+	switch c := raw[0]; {
+	case c == '"' && !text:
+		return "a schema must be an object, not its text"
+	case c != '"' && c != '{' && c != 't' && c != 'f':
+		return "a schema must be an object"
+	case isPlain(raw):
 		return ""
 	}
 	if raw[0] == '"' {

@@ -75,10 +75,23 @@ func TestSchemasThatEndTheServerAreRefused(t *testing.T) {
 		"many short lists":               {`{"anyOf":[{}` + strings.Repeat(`,{"required":["a","b"]}`, 4000) + `]}`, ""},
 		"a short text of anything":       {`"nonsense"`, ""},
 		"true":                           {`true`, ""},
+		"a number":                       {`7`, "must be an object"},
+		"a list":                         {`[{}]`, "must be an object"},
 	} {
-		what := Check([]byte(row.schema), 64)
+		what := Check([]byte(row.schema), 64, true)
 		if row.what == "" && what != "" || !strings.Contains(what, row.what) {
 			t.Errorf("%s: %q, want %q", name, what, row.what)
+		}
+	}
+}
+
+func TestATextIsASchemaWhereItIsSaidSo(t *testing.T) {
+	for _, text := range []string{`"{}"`, quoted(t, chain(10, 1))} {
+		if what := Check([]byte(text), 64, false); !strings.Contains(what, "not its text") {
+			t.Errorf("%.30s: %q", text, what)
+		}
+		if what := Check([]byte(text), 64, true); what != "" {
+			t.Errorf("%.30s: %q", text, what)
 		}
 	}
 }
