@@ -42,19 +42,31 @@ func alone(t *testing.T, f func()) {
 // plug makes the namespace and its two devices, whose other ends are in a namespace that nobody looks at. It lives, and with
 // it the devices, until what is given is closed.
 func plug() (far int, err error) {
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+	if err := newNet(); err != nil {
 		return -1, err
 	}
 	if far, err = unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 		return -1, err
 	}
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+	if err := newNet(); err != nil {
 		return -1, errors.Join(err, unix.Close(far))
 	}
 	if err := devices(far); err != nil {
 		return -1, errors.Join(err, unix.Close(far))
 	}
 	return far, nil
+}
+
+// newNet gives the thread a namespace in which nothing is sent but by the test: IPv6 would look for its neighbours and routers.
+func newNet() error {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	err := os.WriteFile("/proc/sys/net/ipv6/conf/default/disable_ipv6", []byte("1"), 0o644)
+	if errors.Is(err, os.ErrNotExist) { // a kernel without it
+		return nil
+	}
+	return err
 }
 
 // devices makes those of plug, from this namespace to the far one.
