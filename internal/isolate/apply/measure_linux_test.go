@@ -127,13 +127,15 @@ func TestVerifyMeasuresTheTunnelAndTheBarePath(t *testing.T) {
 
 	b.serve(t, "--bare")
 	rules := func(h *host) string { out, _ := h.must(t, "status"); return out[:strings.Index(out, "\n")] }
+	passed := a.passed(t)
 	m = a.measure(t, 0, "--bare")
 	if len(m.Measured) != 1 || !m.Measured[0].Bare.whole() || !m.Measured[0].Overlay.whole() {
 		t.Fatalf("both paths: %+v", m)
 	}
-	if got := m.Measured[0]; got.Bare.RoundTrip >= got.Overlay.RoundTrip || got.Bare.Sent <= got.Overlay.Sent || !strings.Contains(got.Means[0], "(bare ") {
-		t.Errorf("the path beside the tunnel is slower than the tunnel, so that it is not beside it: %+v", got)
+	if got := m.Measured[0]; !strings.Contains(got.Means[0], "(bare ") {
+		t.Errorf("the bare path is not told: %+v", got)
 	}
+	a.beside(t, m, passed)
 	for _, h := range []*host{a, b} {
 		if got := rules(h); !strings.HasSuffix(got, "holds") {
 			t.Errorf("after measuring, %s: %s", h.name, got)
@@ -233,12 +235,32 @@ func TestTheBarePathIsMeasuredOverIPv6(t *testing.T) {
 	a.up(t)
 	b.up(t)
 	b.serve(t, "--bare")
+	passed := a.passed(t)
 	m := a.measure(t, 0, "--bare")
 	if len(m.Measured) != 1 || !m.Measured[0].Bare.whole() || !m.Measured[0].Overlay.whole() {
 		t.Fatalf("%+v", m)
 	}
-	if got := m.Measured[0]; got.Bare.RoundTrip >= got.Overlay.RoundTrip {
-		t.Errorf("the path beside the tunnel is slower than the tunnel, so that it is not beside it: %+v", got)
+	a.beside(t, m, passed)
+}
+
+// passed is how many bytes have passed the overlay's device, in and out.
+func (h *host) passed(t *testing.T) (sum int64) {
+	t.Helper()
+	h.do(func() {
+		s := link(t, h.device).Attrs().Statistics
+		sum = int64(s.RxBytes + s.TxBytes)
+	})
+	return sum
+}
+
+// beside checks that what was measured beside the tunnel did not go through it: how fast it was says nothing on a busy
+// machine. Round trips are not among the bytes of either path.
+func (h *host) beside(t *testing.T, m measured, before int64) {
+	t.Helper()
+	const roundTrips = 8 << 20
+	got := m.Measured[0]
+	if passed := h.passed(t) - before; passed < got.Overlay.Bytes || passed > got.Overlay.Bytes*5/4+got.Bare.Bytes/2+roundTrips {
+		t.Errorf("%d bytes passed the tunnel, of which %d were measured in it, and %d beside it", passed, got.Overlay.Bytes, got.Bare.Bytes)
 	}
 }
 

@@ -155,7 +155,7 @@ func TestTheRollbackIsNotEndedBySignals(t *testing.T) {
 	a := l.hosts["a"]
 	before := a.state(t)
 	l.sign(nil, "a")
-	r := a.rise(t, "--confirm", "10s") // in which a busy machine finds the process
+	r := a.rise(t, "--confirm", "20s") // in which a busy machine finds the process
 	must(t, r.cmd.Process.Kill())
 	_, _ = r.end()
 	agents := 0
@@ -180,7 +180,7 @@ func TestTheRollbackIsNotEndedBySignals(t *testing.T) {
 	if agents != 1 {
 		t.Fatalf("%d processes wait to roll back", agents)
 	}
-	eventually(t, "it is rolled back", 4*open, func() bool { return a.state(t) == before && !a.exists("pending.json") })
+	eventually(t, "it is rolled back", 6*open, func() bool { return a.state(t) == before && !a.exists("pending.json") })
 }
 
 // Who can write the state folder can write the network of the machine: one that others may enter is not used.
