@@ -18,8 +18,9 @@ const maxCount = int64(10_000_000_000)
 const maxOverrun = 10
 
 // backstep is how far a Take may go back in time without being believed. Requests read the clock before they reach
-// the lock, so times arrive slightly out of order; believing each would count the interval between two of them twice.
-const backstep = 2 * time.Second
+// the lock, so times arrive out of order, on a machine with too much to do by seconds; believing each would count the
+// interval between two of them twice. A clock that was put back does not show in times that Go's monotonic clock is part of.
+const backstep = time.Minute
 
 // bucket is the generic cell rate algorithm (ITU-T I.371), kept as the distance between the theoretical arrival time
 // and the time last seen, in parts used, rather than as a time: it survives a clock that jumps, and a rate that changes.

@@ -297,6 +297,23 @@ func TestAnOldTimeDoesNotCountTwice(t *testing.T) {
 	next.Release(noon)
 }
 
+// On a machine that has too much to do a request may wait for seconds between its arrival and the lock. Were its time believed
+// by every other one, what came back meanwhile would come back again.
+func TestAnArrivalThatWaitedForTheLockGivesNothingBackTwice(t *testing.T) {
+	l, lim := New(), Limits{TokensPerMinute: 60}
+	full := take(t, l, lim, noon)
+	full.Reserve(60, noon)
+	for range 10 {
+		take(t, l, lim, noon.Add(-20*time.Second)).Release(noon)
+		next := take(t, l, lim, noon)
+		if v := next.Reserve(1, noon); v.RetryAfter() != time.Second {
+			t.Fatalf("no time passed, and a token fits after %s, want 1s", v.RetryAfter())
+		}
+		next.Release(noon)
+	}
+	full.Release(noon)
+}
+
 // Without the bound of refund, a reservation that has drained could be returned and the budget used twice at once.
 func TestAnOldReservationReturnsOnlyWhatHasNotDrained(t *testing.T) {
 	l, lim := New(), Limits{TokensPerMinute: 100}
