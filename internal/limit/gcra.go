@@ -43,8 +43,7 @@ func (b *bucket) advance(now time.Time, n int64) {
 		b.seen = now
 		return
 	}
-	passed := now.Sub(b.seen)
-	micros := int64(passed / time.Microsecond)
+	micros := now.Sub(b.seen).Microseconds()
 	if micros <= 0 {
 		return
 	}

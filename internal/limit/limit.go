@@ -81,8 +81,7 @@ type account struct {
 	requests bucket
 	tokens   bucket
 	running  int64
-	first    *Slot // unsettled reservations in the order in which they were made
-	last     *Slot
+	last     *Slot // the newest of the unsettled reservations, which are linked in the order in which they were made
 }
 
 // Take counts a request of the key and takes a slot for it, both or neither. The key is the name under which limits

@@ -139,9 +139,7 @@ func (a *account) noteLow() {
 func (a *account) link(s *Slot) {
 	s.low = a.tokens.used
 	s.before = a.last
-	if a.last == nil {
-		a.first = s
-	} else {
+	if a.last != nil {
 		a.last.after = s
 	}
 	a.last = s
@@ -149,9 +147,7 @@ func (a *account) link(s *Slot) {
 
 // unlink takes the reservation out; the one before it now also answers for the time since this one was made.
 func (a *account) unlink(s *Slot) {
-	if s.before == nil {
-		a.first = s.after
-	} else {
+	if s.before != nil {
 		s.before.after = s.after
 		s.before.low = min(s.before.low, s.low)
 	}
