@@ -13,12 +13,13 @@ import (
 // maxCredential is the longest credential in bytes: ours have 60, provider keys up to about 200.
 const maxCredential = 512
 
-// What a key of ours looks like: vlm_<id>_<secret>. The alphabets are held by store, which makes the keys.
+// KeyPrefix begins a key of ours, which is vlm_<id>_<secret>. The alphabets are held by store, which makes the keys.
+const KeyPrefix = "vlm_"
+
 const (
-	keyPrefix    = "vlm_"
 	idLength     = 12
 	secretLength = 43
-	keyLength    = len(keyPrefix) + idLength + 1 + secretLength
+	keyLength    = len(KeyPrefix) + idLength + 1 + secretLength
 )
 
 // The headers that a key may stand in, in canonical form. OpenAI's clients send the first, Anthropic's the first or the
@@ -89,10 +90,10 @@ func visible(s string) bool {
 
 // idOf is the public id in a key of our shape, or "".
 func idOf(presented string) string {
-	if len(presented) != keyLength || presented[:len(keyPrefix)] != keyPrefix {
+	if len(presented) != keyLength || presented[:len(KeyPrefix)] != KeyPrefix {
 		return ""
 	}
-	id, rest := presented[len(keyPrefix):len(keyPrefix)+idLength], presented[len(keyPrefix)+idLength:]
+	id, rest := presented[len(KeyPrefix):len(KeyPrefix)+idLength], presented[len(KeyPrefix)+idLength:]
 	if rest[0] != '_' {
 		return ""
 	}

@@ -4,19 +4,13 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
-	"regexp"
 	"strings"
 	"time"
 
+	"github.com/vallum/vallum/internal/identity"
 	"github.com/vallum/vallum/internal/policy"
 	"github.com/vallum/vallum/internal/vllm"
 )
-
-// namePattern is what roles and upstreams may be called: keys name roles so (`vallum keys`), and X-Vallum-Upstream, metrics
-// and records name upstreams.
-var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$`)
-
-const nameWords = "1 to 64 letters, digits and . _ @ -, the first a letter or digit"
 
 func (c *Config) check(d *decoder) {
 	switch {
@@ -120,8 +114,8 @@ func (c *Config) checkUpstreams(d *decoder) {
 		switch {
 		case u.Name == "":
 			d.at(path, "has no name", "name: llama")
-		case !namePattern.MatchString(u.Name):
-			d.at(path+".name", fmt.Sprintf("%q is not a name", u.Name), nameWords)
+		case !identity.IsName(u.Name):
+			d.at(path+".name", fmt.Sprintf("%q is not a name", u.Name), identity.NameWords)
 		case seen[u.Name]:
 			d.at(path+".name", fmt.Sprintf("another upstream is called %q", u.Name), "a name of its own")
 		}
@@ -184,8 +178,8 @@ func CheckURL(s string) (what, right string) {
 func (c *Config) checkRoles(d *decoder) {
 	for name, r := range c.Roles {
 		oneOf(d, "roles."+name+".unknown_fields", r.Unknown, "drop", "refuse")
-		if !namePattern.MatchString(name) {
-			d.at("roles."+name, fmt.Sprintf("no key can hold a role called %q", name), nameWords)
+		if !identity.IsName(name) {
+			d.at("roles."+name, fmt.Sprintf("no key can hold a role called %q", name), identity.NameWords)
 		}
 		if r.Limits.Burst > 0 && r.Limits.RequestsPerMinute == 0 {
 			d.at("roles."+name+".limits.burst", "there are no requests_per_minute that it could be a burst of", "requests_per_minute: 600 beside it; for requests at the same time: concurrent")

@@ -17,6 +17,7 @@ import (
 	"github.com/vallum/vallum/internal/authn"
 	"github.com/vallum/vallum/internal/config"
 	"github.com/vallum/vallum/internal/conns"
+	"github.com/vallum/vallum/internal/daemon/keyfile"
 	"github.com/vallum/vallum/internal/daemon/resolve"
 	"github.com/vallum/vallum/internal/daemon/screen"
 	"github.com/vallum/vallum/internal/forward"
@@ -241,7 +242,7 @@ func (d *Daemon) build(conf *config.Config, servers map[string]*vllmServer) (*sn
 		if err != nil {
 			return nil, fmt.Errorf("reading keys_file: %w", err)
 		}
-		keys, wrong := authn.ParseKeyFile(conf.KeysFile, b)
+		keys, wrong := keyfile.Parse(conf.KeysFile, b)
 		if len(wrong) > 0 {
 			return nil, keyFileError(wrong)
 		}
@@ -255,7 +256,7 @@ func (d *Daemon) build(conf *config.Config, servers map[string]*vllmServer) (*sn
 }
 
 // keyFileError says all that is wrong with a key file.
-func keyFileError(wrong []authn.Problem) error {
+func keyFileError(wrong []keyfile.Problem) error {
 	var errs []error
 	for _, p := range wrong {
 		errs = append(errs, fmt.Errorf("keys_file: %s", p))

@@ -2,7 +2,10 @@
 // It refuses to name anybody by default: the zero Principal is Nobody and holds no role.
 package identity
 
-import "slices"
+import (
+	"slices"
+	"strings"
+)
 
 // Principal is an authenticated caller. It cannot be altered; make one with New.
 type Principal struct {
@@ -44,3 +47,18 @@ func (p Principal) Roles() []string { return p.roles }
 
 // Has reports whether the principal holds the role.
 func (p Principal) Has(role string) bool { return slices.Contains(p.roles, role) }
+
+// NameWords says what IsName takes.
+const NameWords = "1 to 64 letters, digits and . _ @ -, the first a letter or digit"
+
+// IsName reports whether keys, tenants, roles and upstreams may be called so: what reads alike in a record, a metric's
+// label, a header and a command line.
+func IsName(s string) bool {
+	for i, c := range []byte(s) {
+		plain := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+		if !plain && (i == 0 || !strings.ContainsRune("._@-", rune(c))) {
+			return false
+		}
+	}
+	return s != "" && len(s) <= 64
+}

@@ -1,6 +1,9 @@
 package identity
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 func TestNobodyHoldsNothing(t *testing.T) {
 	for _, p := range []Principal{Nobody, {}, New("", "id", "t", []string{"r"}), New("n", "", "t", []string{"r"})} {
@@ -19,5 +22,18 @@ func TestATenantIsTheNameUnlessGiven(t *testing.T) {
 	}
 	if New("app", "k1", "acme", nil).Tenant() != "acme" {
 		t.Error("the tenant that was given is lost")
+	}
+}
+
+func TestNamesReadAlikeEverywhere(t *testing.T) {
+	for _, name := range []string{"a", "9", "app", "ci-2", "Team_A.b@c", strings.Repeat("a", 64)} {
+		if !IsName(name) {
+			t.Errorf("%q is no name", name)
+		}
+	}
+	for _, name := range []string{"", ".a", "-a", "_a", "@a", "a b", "a\n", "a\x00", "a/b", "a,b", "a=b", "a\"", "ä", "a\u0301", strings.Repeat("a", 65)} {
+		if IsName(name) {
+			t.Errorf("%q is a name", name)
+		}
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -63,23 +62,21 @@ var (
 	ErrExists = errors.New("the key exists")
 )
 
-var namePattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$`)
-
 // Check refuses names that would be ambiguous in a log line, a list or a command, and what could never be used. CreateKey
 // and ImportKey ask it too.
 func (n NewKey) Check(now time.Time) error {
-	const want = "want 1 to 64 letters, digits and . _ @ -, the first a letter or digit"
-	if !namePattern.MatchString(n.Name) {
+	const want = "want " + identity.NameWords
+	if !identity.IsName(n.Name) {
 		return fmt.Errorf("name %q: %s", n.Name, want)
 	}
-	if n.Tenant != "" && !namePattern.MatchString(n.Tenant) {
+	if n.Tenant != "" && !identity.IsName(n.Tenant) {
 		return fmt.Errorf("tenant %q: %s", n.Tenant, want)
 	}
 	if len(n.Roles) == 0 {
 		return errors.New("no role is given, so the key could do nothing: give one, such as inference")
 	}
 	for _, role := range n.Roles {
-		if !namePattern.MatchString(role) {
+		if !identity.IsName(role) {
 			return fmt.Errorf("role %q: %s", role, want)
 		}
 	}

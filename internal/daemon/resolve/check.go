@@ -10,8 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/vallum/vallum/internal/authn"
 	"github.com/vallum/vallum/internal/config"
+	"github.com/vallum/vallum/internal/daemon/keyfile"
 )
 
 // Check says all that is wrong with the files and variables that a configuration names, as the user who asks may see them:
@@ -134,7 +134,7 @@ func checkKeysFile(name string, say func(path, what, right string)) {
 		say("keys_file", reasonOf(err), "a file that this user can read")
 		return
 	}
-	_, wrong := authn.ParseKeyFile(name, b)
+	_, wrong := keyfile.Parse(name, b)
 	for _, p := range wrong {
 		say("keys_file", fmt.Sprintf("%s:%d:%d: %s", p.File, p.Line, p.Column, p.What), p.Right)
 	}

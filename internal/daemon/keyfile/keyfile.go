@@ -1,4 +1,6 @@
-package authn
+// Package keyfile reads a file of keys' hashes, the keys_file of a configuration.
+// It refuses a file with a problem as a whole, and a key itself that stands in it, which it never repeats.
+package keyfile
 
 import (
 	"crypto/sha256"
@@ -7,6 +9,9 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/vallum/vallum/internal/authn"
+	"github.com/vallum/vallum/internal/identity"
 )
 
 // Problem is one thing that is wrong with a key file, where it stands, and what would be right. It never holds a
@@ -28,7 +33,7 @@ func (p Problem) String() string {
 	return s
 }
 
-// ParseKeyFile reads a key file: one key a line, the fields separated by blanks, # begins a comment.
+// Parse reads a key file: one key a line, the fields separated by blanks, # begins a comment.
 //
 //	# name  roles              SHA-256 of the key                 options
 //	app     inference,monitor  9f86d081884c7d659a2feaa0c55ad0…    tenant=acme expires=2027-01-31
@@ -36,8 +41,8 @@ func (p Problem) String() string {
 // The hash is that of the whole key without a line end (printf %s "$KEY" | sha256sum), in hexadecimal. Options:
 // tenant; expires, a date (its first moment in UTC) or an RFC 3339 time. The id of such a key is "file:" and its name. A
 // file with a problem has no keys: half of it is nobody's intention. Name is for the problems; nothing is opened.
-func ParseKeyFile(name string, b []byte) ([]Key, []Problem) {
-	p := keyFile{file: name, names: make(map[string]int), hashes: make(map[[sha256.Size]byte]int)}
+func Parse(name string, b []byte) ([]authn.Key, []Problem) {
+	p := reader{file: name, names: make(map[string]int), hashes: make(map[[sha256.Size]byte]int)}
 	for i, line := range strings.Split(string(b), "\n") {
 		p.line = i + 1
 		if fields := fieldsOf(strings.TrimSuffix(line, "\r")); len(fields) > 0 {
@@ -50,11 +55,11 @@ func ParseKeyFile(name string, b []byte) ([]Key, []Problem) {
 	return p.keys, nil
 }
 
-// keyFile is a key file while it is read.
-type keyFile struct {
+// reader is a file while it is read.
+type reader struct {
 	file     string
 	line     int
-	keys     []Key
+	keys     []authn.Key
 	problems []Problem
 	names    map[string]int            // where each stands
 	hashes   map[[sha256.Size]byte]int // the same
@@ -84,18 +89,18 @@ func fieldsOf(line string) []field {
 	return fields
 }
 
-func (p *keyFile) say(f field, right, what string, args ...any) {
+func (p *reader) say(f field, right, what string, args ...any) {
 	p.problems = append(p.problems, Problem{File: p.file, Line: p.line, Column: f.column, What: fmt.Sprintf(what, args...), Right: right})
 }
 
 // read takes one key.
-func (p *keyFile) read(fields []field) {
+func (p *reader) read(fields []field) {
 	if len(fields) < 3 {
 		p.say(fields[0], "name, roles and SHA-256, separated by blanks", "%d of three fields", len(fields))
 		return
 	}
 	before := len(p.problems)
-	key := Key{Name: fields[0].text, ID: "file:" + fields[0].text, Imported: true}
+	key := authn.Key{Name: fields[0].text, ID: "file:" + fields[0].text, Imported: true}
 	p.name(fields[0], "the name")
 	if at, twice := p.names[key.Name]; twice {
 		p.say(fields[0], "a name of its own", "line %d has this name", at)
@@ -119,16 +124,16 @@ func (p *keyFile) read(fields []field) {
 }
 
 // name checks a name, without repeating one that could be a key in the wrong column.
-func (p *keyFile) name(f field, what string) {
-	if !plainName(f.text) {
-		p.say(f, "1 to 64 letters, digits and . _ @ -, the first a letter or digit", "%s is not a name", what)
+func (p *reader) name(f field, what string) {
+	if !identity.IsName(f.text) {
+		p.say(f, identity.NameWords, "%s is not a name", what)
 	}
-	if strings.HasPrefix(f.text, keyPrefix) {
+	if strings.HasPrefix(f.text, authn.KeyPrefix) {
 		p.say(f, "the key's SHA-256, in the third field", "a key is written out")
 	}
 }
 
-func (p *keyFile) hash(f field) (sum [sha256.Size]byte) {
+func (p *reader) hash(f field) (sum [sha256.Size]byte) {
 	digits := strings.TrimPrefix(f.text, "sha256:")
 	raw, err := hex.DecodeString(digits)
 	if err != nil || len(raw) != len(sum) {
@@ -136,7 +141,7 @@ func (p *keyFile) hash(f field) (sum [sha256.Size]byte) {
 		return sum
 	}
 	copy(sum[:], raw)
-	if sum == sha256.Sum256(nil) || sum == sha256.Sum256([]byte("\n")) || sum == nobodysHash {
+	if sum == sha256.Sum256(nil) || sum == sha256.Sum256([]byte("\n")) || sum == [sha256.Size]byte{} {
 		p.say(f, `the hash of the key: printf %s "$KEY" | sha256sum`, "this is the hash of nothing")
 	}
 	if at, twice := p.hashes[sum]; twice {
@@ -146,7 +151,7 @@ func (p *keyFile) hash(f field) (sum [sha256.Size]byte) {
 	return sum
 }
 
-func (p *keyFile) option(key *Key, f field, seen map[string]bool) {
+func (p *reader) option(key *authn.Key, f field, seen map[string]bool) {
 	name, value, _ := strings.Cut(f.text, "=")
 	switch name {
 	case "tenant":
@@ -168,16 +173,4 @@ func (p *keyFile) option(key *Key, f field, seen map[string]bool) {
 		p.say(f, "", "the option stands twice")
 	}
 	seen[name] = true
-}
-
-// plainName reports whether the text is a name as store takes them.
-func plainName(s string) bool {
-	for i := range len(s) {
-		c := s[i]
-		plain := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
-		if !plain && (i == 0 || !strings.ContainsRune("._@-", rune(c))) {
-			return false
-		}
-	}
-	return s != "" && len(s) <= 64
 }

@@ -1,12 +1,21 @@
-package authn
+package keyfile
 
 import (
 	"crypto/sha256"
 	"fmt"
+	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vallum/vallum/internal/authn"
+)
+
+const (
+	appKey = "vlm_app0app0app0_CANARYaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	oldKey = "sk-CANARY-imported-from-somewhere"
 )
 
 func hexOf(key string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(key))) }
@@ -15,7 +24,7 @@ func TestKeyFile(t *testing.T) {
 	text := "# keys of the site\r\n\r\n" +
 		"app\tinference,monitor  sha256:" + hexOf(oldKey) + " tenant=acme expires=2027-01-31 # until the audit\r\n" +
 		"  ci inference " + strings.ToUpper(hexOf(appKey)) + " expires=2027-01-31T12:00:00+01:00"
-	keys, problems := ParseKeyFile("keys", []byte(text))
+	keys, problems := Parse("keys", []byte(text))
 	if len(problems) != 0 || len(keys) != 2 {
 		t.Fatalf("%d keys, %v", len(keys), problems)
 	}
@@ -27,10 +36,11 @@ func TestKeyFile(t *testing.T) {
 	if ci.Name != "ci" || ci.Tenant != "" || !ci.Expires.Equal(time.Date(2027, 1, 31, 11, 0, 0, 0, time.UTC)) {
 		t.Errorf("ci: %+v", ci)
 	}
-	a := New(Options{})
-	a.SetKeys(NewKeys(keys))
+	a := authn.New(authn.Options{})
+	a.SetKeys(authn.NewKeys(keys))
+	noon := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 	for key, want := range map[string]string{oldKey: "app", appKey: "ci"} {
-		if who, v := a.Authenticate(headers("x-api-key", key), office, noon); v.Refused() || who.Name() != want {
+		if who, v := a.Authenticate(http.Header{"X-Api-Key": {key}}, netip.MustParseAddr("192.0.2.7"), noon); v.Refused() || who.Name() != want {
 			t.Errorf("%q: %v", want, v.Err())
 		}
 	}
@@ -60,7 +70,7 @@ func TestKeyFileProblemsSayWhereAndNeverRepeatAKey(t *testing.T) {
 		"n\x00 inference " + hexOf(oldKey):         "keys:1:1: the name is not a name",
 		good + "\n" + "- {name: b, roles: [x, y]}": "keys:2:1: the name is not a name",
 	} {
-		keys, problems := ParseKeyFile("keys", []byte(text))
+		keys, problems := Parse("keys", []byte(text))
 		if len(keys) != 0 || len(problems) == 0 || !strings.HasPrefix(problems[0].String(), want) {
 			t.Errorf("%q: %d keys, %v, want no keys and %q", text, len(keys), problems, want)
 		}
@@ -70,11 +80,11 @@ func TestKeyFileProblemsSayWhereAndNeverRepeatAKey(t *testing.T) {
 	}
 }
 
-func FuzzParseKeyFile(f *testing.F) {
+func FuzzParse(f *testing.F) {
 	f.Add("app inference,monitor sha256:" + hexOf(oldKey) + " tenant=acme expires=2027-01-31 # x\n")
 	f.Add("app inference\n\t#\n" + appKey)
 	f.Fuzz(func(t *testing.T, text string) {
-		keys, problems := ParseKeyFile("f", []byte(text))
+		keys, problems := Parse("f", []byte(text))
 		if len(keys) > 0 && len(problems) > 0 {
 			t.Fatal("keys of a file with problems")
 		}
@@ -84,7 +94,7 @@ func FuzzParseKeyFile(f *testing.F) {
 				t.Fatalf("%v stands nowhere in the text", p)
 			}
 		}
-		if set := NewKeys(keys); set.Len() != len(keys) {
+		if set := authn.NewKeys(keys); set.Len() != len(keys) {
 			t.Fatalf("%d of %d keys are keys", set.Len(), len(keys))
 		}
 	})
