@@ -249,6 +249,7 @@ func TestWithEveryPlaceTakenTheGatewayGoesOn(t *testing.T) {
 		flood.opens(fewFiles/10, fmt.Sprintf("127.0.1.%d", i+1), b.address, "POST /v1/chat/completions HTTP/1.1\r\n")
 	}
 	b.waits("every place to be taken", func() bool { _, err := b.stranger(); return err != nil })
+	b.operatorGetsIn("when every place is taken")
 	segments := func() int {
 		files, _ := filepath.Glob(filepath.Join(b.auditDir(), "*.jsonl"))
 		return len(files)
