@@ -181,7 +181,7 @@ func halfSetEnvironment(p *report.Proof, _ *stand) {
 		eventually(p, "audit names GLOO_SOCKET_IFNAME", slowly, func() bool {
 			said, _ := a.Vallum(p.Context(), "audit")
 			audit = said.String()
-			return said.Code == 1 && strings.Contains(said.Err, "GLOO_SOCKET_IFNAME is not set: set GLOO_SOCKET_IFNAME="+nodes.Device)
+			return said.Code == 1 && strings.Contains(strings.Join(strings.Fields(said.Err), " "), "GLOO_SOCKET_IFNAME is not set: set GLOO_SOCKET_IFNAME="+nodes.Device)
 		})
 		p.Log("audit: ", audit)
 		<-time.After(shut) // what should not happen has this long to do it

@@ -15,6 +15,7 @@ import (
 )
 
 func newIsolate(s streams) *cobra.Command {
+	s = s.fitted()
 	c := &cobra.Command{
 		Use:   "isolate",
 		Short: "Makes, proves and watches the network between vLLM's nodes",
@@ -32,6 +33,7 @@ func newIsolate(s streams) *cobra.Command {
 	c.AddCommand(newIsolateInit(s), newIsolateKeygen(s), newIsolateSign(s), newIsolateShow(s), newIsolatePlan(s), newIsolateEnv(s))
 	c.AddCommand(newIsolateObserve(s), newIsolatePolicy(s), newIsolateUnit(s))
 	c.AddCommand(isolateHere(s)...)
+	fitErrors(c)
 	return c
 }
 

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -111,7 +110,7 @@ func (s streams) watch(ctx context.Context, snapshot *isolate.Snapshot, long tim
 	defer tick.Stop()
 	all := newSeen(snapshot)
 	fmt.Fprintf(s.err, "vallum: watching for %s; start vLLM now\n", long)
-	for ctx.Err() == nil {
+	for ended := false; ; ended = ctx.Err() != nil {
 		sockets, unseen, err := observe.Sockets()
 		if err != nil {
 			return err
@@ -131,12 +130,15 @@ func (s streams) watch(ctx context.Context, snapshot *isolate.Snapshot, long tim
 		for _, p := range processes {
 			all.addProcess(p)
 		}
+		// What begins to listen when its watcher is told to stop is there when that looks for the last time.
+		if ended {
+			return nil
+		}
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
 		}
 	}
-	return nil
 }
 
 // seen is a snapshot to which later ones are added.
@@ -188,17 +190,20 @@ func (w *seen) addProcess(p isolate.Process) {
 	}
 }
 
+// findingIndent is where a finding's text begins, behind the longest verdict.
+const findingIndent = len(audit.NotProtected) + 2
+
 func (s streams) printAudit(r audit.Report) error {
-	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
 	for _, f := range r.Findings {
 		ends := "listens on " + f.Socket.Local.String()
 		if !f.Socket.Listening {
 			ends = f.Socket.Local.String() + " with " + f.Socket.Remote.String()
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s (%d)\t%s\t%s\n", f.Verdict, f.Channel, f.Socket.Process, f.Socket.PID, ends, f.Why)
-	}
-	if err := w.Flush(); err != nil {
-		return err
+		// Two lines for each: names of processes and IPv6 addresses leave no room for columns.
+		mark := fmt.Sprintf("%-*s", findingIndent, f.Verdict)
+		what := fmt.Sprintf("%s: %s (%d) %s", f.Channel, f.Socket.Process, f.Socket.PID, ends)
+		fmt.Fprintln(s.out, mark+screen.Wrap(what, strings.Repeat(" ", findingIndent+4), findingIndent, screenColumns))
+		fmt.Fprintln(s.out, strings.Repeat(" ", findingIndent)+screen.Wrap(f.Why, strings.Repeat(" ", findingIndent), findingIndent, screenColumns))
 	}
 	for _, v := range r.Settings {
 		what := "not known"
@@ -208,10 +213,10 @@ func (s streams) printAudit(r audit.Report) error {
 		case v.Name != "":
 			what = v.Name + " is not set"
 		}
-		fmt.Fprintln(s.out, screen.Wrap(fmt.Sprintf("setting of %d process(es): %s: %s: %s", len(v.Processes), what, v.Verdict, v.Why), "  ", 0, screenColumns))
+		fmt.Fprintf(s.out, "setting of %d process(es): %s: %s: %s\n", len(v.Processes), what, v.Verdict, v.Why)
 	}
 	for _, n := range r.NotProtected {
-		fmt.Fprintln(s.out, screen.Wrap("NOT PROTECTED: "+n, "  ", 0, screenColumns))
+		fmt.Fprintf(s.out, "NOT PROTECTED: %s\n", n)
 	}
 	if r.Broken != "" {
 		fmt.Fprintln(s.out, r.Broken)

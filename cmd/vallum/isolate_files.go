@@ -43,7 +43,7 @@ func newIsolateUnit(s streams) *cobra.Command {
 					return usageError{err}
 				}
 			}
-			_, err = fmt.Fprintf(s.out, unitText, strings.Join(args, " "))
+			_, err = fmt.Fprintf(s.whole().out, unitText, strings.Join(args, " "))
 			return err
 		},
 	}

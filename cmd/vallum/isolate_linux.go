@@ -12,7 +12,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/vallum/vallum/internal/daemon/screen"
 	"github.com/vallum/vallum/internal/isolate"
 	"github.com/vallum/vallum/internal/isolate/apply"
 	"github.com/vallum/vallum/internal/isolate/observe"
@@ -77,7 +76,7 @@ func newIsolateUp(s streams) *cobra.Command {
 				return err
 			}
 			for _, w := range append(p.NotProtected, p.Warnings...) {
-				fmt.Fprintln(s.err, screen.Wrap("vallum: note: "+w, "  ", 0, screenColumns))
+				fmt.Fprintf(s.err, "vallum: note: %s\n", w)
 			}
 			if caller == "" {
 				caller = snapshot.Caller

@@ -139,7 +139,7 @@ func newIsolatePlan(s streams) *cobra.Command {
 			case asJSON:
 				return printJSON(s, p)
 			case nft:
-				_, err = fmt.Fprint(s.out, p.Rules.Text())
+				_, err = fmt.Fprint(s.whole().out, p.Rules.Text())
 				return err
 			}
 			return p.Print(s.out)
@@ -188,7 +188,7 @@ func newIsolateObserve(s streams) *cobra.Command {
 }
 
 func printJSON(s streams, v any) error {
-	enc := json.NewEncoder(s.out)
+	enc := json.NewEncoder(s.whole().out)
 	enc.SetIndent("", "  ")
 	return enc.Encode(v)
 }
@@ -234,7 +234,7 @@ func newIsolateEnv(s streams) *cobra.Command {
 			if asJSON {
 				return printJSON(s, setting)
 			}
-			return setting.Print(s.out, format)
+			return setting.Print(s.whole().out, format)
 		},
 	}
 	in.flags(c)

@@ -27,7 +27,7 @@ func newIsolatePolicy(s streams) *cobra.Command {
 			if err := p.check(); err != nil {
 				return err
 			}
-			_, err := fmt.Fprint(s.out, p)
+			_, err := fmt.Fprint(s.whole().out, p)
 			return err
 		},
 	}

@@ -41,7 +41,7 @@ func (p *proof) fail(format string, args ...any) {
 func (p *proof) check(holds bool, mark, format string, args ...any) {
 	what := fmt.Sprintf(format, args...)
 	p.Checks = append(p.Checks, proven{holds, what})
-	p.say("%s%s", mark, what)
+	p.say("%s%s", mark, screen.Wrap(what, "      ", 6, screenColumns))
 }
 
 // unsure is a question that could not be asked: neither yes nor no.
@@ -81,7 +81,7 @@ func (p *proof) end() error {
 		p.Status, err = exitNotProtected, statusError(exitNotProtected)
 	}
 	if p.asJSON {
-		if err := p.s.printJSON(p); err != nil {
+		if err := p.s.whole().printJSON(p); err != nil {
 			return err
 		}
 	}

@@ -29,7 +29,7 @@ import (
 type verification struct {
 	in                  isolateInput
 	outsider, asJSON    bool
-	watch               time.Duration
+	watch, wait         time.Duration
 	tokens, text, ports string
 	measuring
 }
@@ -60,6 +60,7 @@ func newIsolateVerify(s streams) *cobra.Command {
 	c.Flags().StringVar(&v.tokens, "tokens", "", "token ids of the marked prompt, side by side: 9906,11,1917")
 	c.Flags().StringVar(&v.text, "text", "", "text of the marked prompt")
 	c.Flags().StringVar(&v.ports, "ports", "", "TCP ports to try, such as 8000,29501,30000-31000 (default: vLLM's well-known ones, and 64 of those that the kernel chooses)")
+	c.Flags().DurationVar(&v.wait, "wait", knock.Wait, "how long an answer from outside the overlay may take: 4s to 1m")
 	c.Flags().BoolVar(&v.asJSON, "json", false, "as JSON")
 	v.measuring.flags(c)
 	return c
@@ -70,12 +71,15 @@ func (v *verification) run(ctx context.Context, s streams, args []string) error 
 	if err != nil {
 		return usageError{err}
 	}
+	if v.wait < knock.Wait || v.wait > knock.LongestWait {
+		return usagef("--wait %s is not from %s to %s: a kernel needs 3 s to learn that nobody is there", v.wait, knock.Wait, knock.LongestWait)
+	}
 	if err := v.measuring.check(v.outsider); err != nil {
 		return err
 	}
 	p := &proof{s: s, asJSON: v.asJSON, Checks: []proven{}}
 	if v.outsider {
-		if err := p.outside(ctx, args, ports, v.in.state); err != nil {
+		if err := p.outside(ctx, args, ports, v.wait, v.in.state); err != nil {
 			return err
 		}
 		return p.end()
@@ -104,7 +108,7 @@ func (v *verification) run(ctx context.Context, s streams, args []string) error 
 	if err := p.bypasses(); err != nil {
 		return err
 	}
-	p.peers(ctx, plan, ports)
+	p.peers(ctx, plan, ports, v.wait)
 	if v.watch > 0 {
 		if err := p.wire(ctx, plan, self.Endpoint, needles, v.watch); err != nil {
 			return err
@@ -181,11 +185,11 @@ func parsePorts(s string) ([]uint16, error) {
 
 // peers asks every peer inside, and knocks outside. Liveness comes from the tunnel: vLLM's /health stays 200 when the
 // tunnel is dead.
-func (p *proof) peers(ctx context.Context, plan *isolate.Plan, ports []uint16) {
+func (p *proof) peers(ctx context.Context, plan *isolate.Plan, ports []uint16, wait time.Duration) {
 	reports, inside := make([]knock.Report, len(plan.Peers)), make([][]func(), len(plan.Peers))
 	var asking sync.WaitGroup
 	for i, peer := range plan.Peers {
-		asking.Go(func() { reports[i] = knock.Ask(ctx, peer.Endpoint.Addr(), ports, channelOf) })
+		asking.Go(func() { reports[i] = knock.Ask(ctx, peer.Endpoint.Addr(), wait, ports, channelOf) })
 		inside[i] = make([]func(), len(peer.Allowed))
 		for j, a := range peer.Allowed {
 			asking.Go(func() {
@@ -275,7 +279,7 @@ func (p *proof) strangers(who string, r knock.Report) {
 
 // outside asks as a stranger. Silence is also what a machine gives that is switched off: whether it is up is a member's to
 // say.
-func (p *proof) outside(ctx context.Context, args []string, ports []uint16, state string) error {
+func (p *proof) outside(ctx context.Context, args []string, ports []uint16, wait time.Duration, state string) error {
 	if len(args) == 0 {
 		return usagef("--as-outsider needs the nodes' addresses: those of the underlay, and those of the overlay routed to them")
 	}
@@ -300,7 +304,7 @@ func (p *proof) outside(ctx context.Context, args []string, ports []uint16, stat
 	reports := make([]knock.Report, len(all))
 	var asking sync.WaitGroup
 	for i, addr := range all {
-		asking.Go(func() { reports[i] = knock.Ask(ctx, addr, ports, channelOf) })
+		asking.Go(func() { reports[i] = knock.Ask(ctx, addr, wait, ports, channelOf) })
 	}
 	asking.Wait()
 	for i, addr := range all {

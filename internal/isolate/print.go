@@ -15,7 +15,8 @@ func (p *Plan) Print(w io.Writer) error {
 		kind = "the kernel's WireGuard"
 	}
 	line("node %s of fleet %s, manifest serial %d", p.Node, p.Fleet, p.Serial)
-	line("\ndevice %s: %s, MTU %d, UDP port %d", p.Device, kind, p.MTU, p.Port)
+	line("\ndevice %s: %s", p.Device, kind)
+	line("  MTU %d, UDP port %d", p.MTU, p.Port)
 	for _, a := range p.Addresses {
 		line("  address %s", a)
 	}
@@ -24,7 +25,8 @@ func (p *Plan) Print(w io.Writer) error {
 		if peer.Preshared {
 			extra = ", pre-shared key"
 		}
-		line("  peer %s: key %s…, at %s, sends as %s%s", peer.Name, fingerprint(peer.PublicKey), peer.Endpoint, join(peer.Allowed), extra)
+		line("  peer %s: key %s…, at %s%s", peer.Name, fingerprint(peer.PublicKey), peer.Endpoint, extra)
+		line("    sends as %s", join(peer.Allowed))
 		if peer.Path.MTU > 0 {
 			line("    %d bytes fit through to it: %s", peer.Path.MTU, peer.Path.Proof)
 		}

@@ -1,11 +1,14 @@
 package apply_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -84,6 +87,7 @@ func TestAnOutsidersSilenceIsNotAssumed(t *testing.T) {
 		"TCP and UDP are, and echoes not":   {[]string{l.hosts["xecho"].under.String()}, 1, "an echo (ping) is answered"},
 		"one of two could not be asked":     {[]string{a.under.String(), "192.0.2.200"}, 3, a.under.String() + " is silent"},
 		"itself":                            {[]string{x.under.String()}, 2, "is an address of this machine"},
+		"too short a time":                  {[]string{a.under.String(), "--wait", "3s"}, 2, "is not from 4s to 1m0s"},
 		"no address":                        {nil, 2, "needs the nodes' addresses"},
 		"a name":                            {[]string{"a.lab.internal"}, 2, "is not an address"},
 	} {
@@ -115,5 +119,32 @@ func TestVerifyProvesNothingWhereNothingWasAsked(t *testing.T) {
 	a.up(t)
 	if out, said, code := a.run("verify", "--config", a.file("vallum.yaml")); code != 3 || !strings.Contains(out, "nothing was asked: the manifest has no other node") {
 		t.Errorf("alone: exit %d\n%s%s", code, out, said)
+	}
+}
+
+// A process that stood still has heard nothing, whatever was answered: that is no silence.
+func TestAnOutsiderThatStoodStillHasHeardNothing(t *testing.T) {
+	l := newLab(t, "a", "b", "x")
+	a, x := l.hosts["a"], l.hosts["x"]
+	l.sign(nil, "a", "b")
+	a.up(t)
+	c := x.command("verify", "--as-outsider", a.under.String(), "--ports", "8000", "--wait", "8s")
+	var out bytes.Buffer
+	c.Stdout, c.Stderr = &out, &out
+	x.do(func() { must(t, c.Start()) })
+	eventually(t, "it asks", open, func() (asks bool) {
+		x.do(func() {
+			all, err := netlink.SocketDiagTCP(unix.AF_INET)
+			must(t, err)
+			asks = slices.ContainsFunc(all, func(k *netlink.Socket) bool { return k.State == 2 && k.ID.DestinationPort == 8000 }) // SYN sent
+		})
+		return asks
+	})
+	must(t, c.Process.Signal(unix.SIGSTOP))
+	<-time.After(3 * time.Second)
+	must(t, c.Process.Signal(unix.SIGCONT))
+	_ = c.Wait()
+	if code := c.ProcessState.ExitCode(); code != 3 || !strings.Contains(joined(out.String()), "this machine stood still for ") {
+		t.Errorf("exit %d\n%s", code, &out)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -244,14 +245,21 @@ func (h *host) command(args ...string) *exec.Cmd {
 	return c
 }
 
-// run returns what the command printed and its exit status.
+// run returns what the command printed, without the breaks for a terminal, and its exit status.
 func (h *host) run(args ...string) (out, errs string, code int) {
 	c := h.command(args...)
 	var o, e bytes.Buffer
 	c.Stdout, c.Stderr = &o, &e
 	h.do(func() { _ = c.Start() })
 	_ = c.Wait()
-	return o.String(), e.String(), c.ProcessState.ExitCode()
+	out = o.String()
+	switch args[0] {
+	case "audit", "status", "verify", "up", "down":
+		if !slices.Contains(args, "--json") {
+			out = joined(out)
+		}
+	}
+	return out, joined(e.String()), c.ProcessState.ExitCode()
 }
 
 func (h *host) must(t *testing.T, args ...string) (out, errs string) {
@@ -272,7 +280,12 @@ type rising struct {
 // rise starts up and returns when it has applied everything.
 func (h *host) rise(t *testing.T, args ...string) *rising {
 	t.Helper()
-	c := h.command(append([]string{"up", "--hosts", h.file("hosts"), "--accept-cut"}, args...)...)
+	return h.riseBy(t, h.command(append([]string{"up", "--hosts", h.file("hosts"), "--accept-cut"}, args...)...))
+}
+
+// riseBy is rise by a command of the caller's.
+func (h *host) riseBy(t *testing.T, c *exec.Cmd) *rising {
+	t.Helper()
 	errs, err := c.StderrPipe()
 	must(t, err)
 	h.do(func() { must(t, c.Start()) })
@@ -292,7 +305,7 @@ func (h *host) rise(t *testing.T, args ...string) *rising {
 	}
 	go func() {
 		b, _ := io.ReadAll(in)
-		r.rest <- said.String() + string(b)
+		r.rest <- joined(said.String() + string(b))
 	}()
 	return r
 }

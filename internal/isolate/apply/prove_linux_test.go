@@ -79,13 +79,29 @@ func (h *host) posing(t *testing.T, name string, env []string, addresses ...stri
 	return end
 }
 
+// lineWith is the line that has the word, with those that go on with it: they stand four columns further in.
 func lineWith(text, word string) string {
-	for l := range strings.Lines(text) {
+	for l := range strings.SplitSeq(joined(text), "\n") {
 		if strings.Contains(l, word) {
 			return l
 		}
 	}
 	return ""
+}
+
+// joined is a text in which no line is broken for a terminal.
+func joined(text string) string {
+	var whole []string
+	indent := 0 // of the line that may go on
+	for l := range strings.SplitSeq(text, "\n") {
+		rest := strings.TrimLeft(l, " ")
+		if own := len(l) - len(rest); len(whole) == 0 || rest == "" || own < indent+4 {
+			whole, indent = append(whole, l), own
+			continue
+		}
+		whole[len(whole)-1] += " " + rest
+	}
+	return strings.Join(whole, "\n")
 }
 
 func TestAuditNamesWhatIsOutsideAndTheMissingVariable(t *testing.T) {

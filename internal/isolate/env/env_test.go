@@ -69,7 +69,7 @@ func TestWhatWasMeasuredIsSet(t *testing.T) {
 		if got := strings.Join(append(all, s.Flags...), " "); !strings.Contains(got, row.want) {
 			t.Errorf("%s on %s: %s\nlacks %s", row.topology, row.node, got, row.want)
 		}
-		if line := s.FlagLine(); row.node == "b" && (strings.Contains(line, "--host") || strings.Contains(line, "--api-server-count")) && row.topology != "pd-nixl" {
+		if line := strings.Join(s.Flags, " "); row.node == "b" && (strings.Contains(line, "--host") || strings.Contains(line, "--api-server-count")) && row.topology != "pd-nixl" {
 			t.Errorf("%s: a headless node would not start with %s", row.topology, line)
 		}
 		if s.Proven != (row.topology == "dp" || row.topology == "tp") {
@@ -92,7 +92,7 @@ func TestWhatIsNotKnownIsRefused(t *testing.T) {
 		}
 	}
 	s, err := For(m, "vallum0", Ask{Topology: "tp", Node: "a", First: "b", PerNode: 1})
-	if err != nil || s.Rank != 1 || !strings.Contains(s.FlagLine(), "--master-addr 10.99.0.2") {
+	if err != nil || s.Rank != 1 || !strings.Contains(strings.Join(s.Flags, " "), "--master-addr 10.99.0.2") {
 		t.Errorf("another first node: %+v, %v", s, err)
 	}
 	if err := s.Print(&bytes.Buffer{}, "fish"); err == nil {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // Formats are what Print writes.
@@ -23,14 +24,14 @@ func (s *Setting) Print(w io.Writer, format string) error {
 			fmt.Fprintln(&b, l)
 		}
 		if len(s.Flags) > 0 {
-			fmt.Fprintf(&b, "# vllm serve MODEL %s\n", s.FlagLine())
+			b.WriteString(s.commandLine("vllm serve MODEL"))
 		}
 	case "systemd":
 		b.WriteString("[Unit]\nRequires=vallum-isolate.service\nAfter=vallum-isolate.service\n[Service]\n")
 		for _, e := range s.Env {
 			fmt.Fprintf(&b, "Environment=%s\n", strconv.Quote(e.Name+"="+e.Value))
 		}
-		fmt.Fprintf(&b, "# ExecStart=… vllm serve MODEL %s\n", s.FlagLine())
+		b.WriteString(s.commandLine("ExecStart=… vllm serve MODEL"))
 	case "compose":
 		b.WriteString("network_mode: host\nenvironment:\n")
 		for _, e := range s.Env {
@@ -42,7 +43,7 @@ func (s *Setting) Print(w io.Writer, format string) error {
 		for _, e := range s.Env {
 			fmt.Fprintf(&b, "  - {name: %s, value: %s}\n", e.Name, strconv.Quote(e.Value))
 		}
-		b.WriteString("  # a Service called vllm would set VLLM_PORT to tcp://… and vLLM would not start: call it something else\n")
+		b.WriteString("  # a Service called vllm would set VLLM_PORT to tcp://…, with which vLLM does not\n  # start: call it something else\n")
 		b.WriteString(s.arguments("args:", "  "))
 	default:
 		return fmt.Errorf("format %q is not one of %s", format, Formats)
@@ -56,19 +57,48 @@ func (s *Setting) head(b *strings.Builder) {
 	if s.Proven {
 		proof = "proven: run with the real vLLM over two nodes"
 	}
-	fmt.Fprintf(b, "# topology %s, node %s, rank %d; %s\n", s.Topology, s.Node, s.Rank, proof)
+	comment(b, fmt.Sprintf("topology %s, node %s, rank %d; %s", s.Topology, s.Node, s.Rank, proof))
 	for _, n := range s.Notes {
-		fmt.Fprintf(b, "# %s\n", n)
+		comment(b, n)
 	}
 }
 
-// FlagLine is the flags as a shell takes them.
-func (s *Setting) FlagLine() string {
-	var q []string
-	for _, f := range s.Flags {
-		q = append(q, shellQuote(f))
+// columns are those of a terminal that nobody has widened. What programs read is not broken there, comments are.
+const columns = 80
+
+func comment(b *strings.Builder, text string) {
+	writeFolded(b, "# ", "#   ", "", strings.Fields(text))
+}
+
+// commandLine is a comment with a command and the flags as a shell takes them: it is one command without its marks.
+func (s *Setting) commandLine(command string) string {
+	words := strings.Fields(command)
+	for i := 0; i < len(s.Flags); i++ {
+		word := shellQuote(s.Flags[i])
+		if i+1 < len(s.Flags) && strings.HasPrefix(word, "--") && !strings.HasPrefix(s.Flags[i+1], "--") {
+			i++
+			word += " " + shellQuote(s.Flags[i]) // a flag stands beside its value
+		}
+		words = append(words, word)
 	}
-	return strings.Join(q, " ")
+	var b strings.Builder
+	writeFolded(&b, "# ", "#   ", " \\", words)
+	return b.String()
+}
+
+// writeFolded writes words in lines of at most columns, where the words allow it; every line but the last ends as told.
+func writeFolded(b *strings.Builder, first, others, end string, words []string) {
+	line := first
+	for i, w := range words {
+		if i > 0 && utf8.RuneCountInString(line+" "+w+end) > columns {
+			b.WriteString(line + end + "\n")
+			line = others
+		} else if i > 0 {
+			line += " "
+		}
+		line += w
+	}
+	b.WriteString(line + "\n")
 }
 
 func (s *Setting) arguments(key, indent string) string {

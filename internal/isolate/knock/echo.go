@@ -12,8 +12,8 @@ import (
 )
 
 // echo asks by ICMP, as an outsider. Who may not send echoes asks by TCP and UDP alone.
-func echo(ctx context.Context, to netip.Addr) outcome {
-	_, err := Echo(netip.Addr{}, to, Wait)
+func echo(ctx context.Context, to netip.Addr, wait time.Duration) outcome {
+	_, err := Echo(netip.Addr{}, to, wait)
 	switch {
 	case err == nil:
 		return outcome{answer: "an echo (ping) is answered: no rule keeps strangers from it"}

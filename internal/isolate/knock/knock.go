@@ -17,9 +17,13 @@ import (
 	"time"
 )
 
-// Wait is how long an answer may take. The kernel asks again after a second, and it takes 3 s to learn that nobody has an
-// address on its Ethernet (Linux: tcp_syn_retries, neigh/mcast_solicit): less would call a slow or an absent machine silent.
+// Wait is how long an answer may take at least. The kernel asks again after a second, and it takes 3 s to learn that nobody
+// has an address on its Ethernet (Linux: tcp_syn_retries, neigh/mcast_solicit): less would call a slow or an absent machine
+// silent.
 const Wait = 4 * time.Second
+
+// LongestWait bounds it: then a question was asked six times.
+const LongestWait = time.Minute
 
 // atOnce bounds how many questions are open.
 const atOnce = 256
@@ -58,13 +62,52 @@ type outcome struct {
 	skipped         bool
 }
 
-// Ask tries the TCP ports of an address side by side, and UDP and, where this process may, an echo. name adds to a port what
-// it is known for, or "".
-func Ask(ctx context.Context, to netip.Addr, ports []uint16, name func(uint16) string) Report {
+// Ask tries the TCP ports of an address side by side, and UDP and, where this process may, an echo, each for as long as it
+// is told, from Wait on. name adds to a port what it is known for, or "".
+func Ask(ctx context.Context, to netip.Addr, wait time.Duration, ports []uint16, name func(uint16) string) Report {
+	var r Report
+	late := pulse(func() { r = ask(ctx, to, max(wait, Wait), ports, name) })
+	return r.unlessLate(late, max(wait, Wait))
+}
+
+// unlessLate takes silence back that this machine may not have heard: answers wait in its kernel for a process that it does
+// not let run, and the time runs out meanwhile.
+func (r Report) unlessLate(late, wait time.Duration) Report {
+	if late > wait/4 && len(r.Answers) == 0 {
+		r.Unasked = append(r.Unasked, fmt.Sprintf("this machine stood still for %s of the %s in which an answer had to come: ask when it has less to do, or with a longer --wait", late.Round(100*time.Millisecond), wait))
+	}
+	return r
+}
+
+// pulse says how much later than asked for this process was woken, at worst, while f ran.
+func pulse(f func()) (late time.Duration) {
+	const every = 50 * time.Millisecond
+	ended, told := make(chan struct{}), make(chan time.Duration)
+	go func() {
+		var worst time.Duration
+		tick := time.NewTimer(every)
+		defer tick.Stop()
+		for asked := time.Now(); ; asked = time.Now() {
+			select {
+			case <-ended:
+				told <- worst
+				return
+			case <-tick.C:
+				worst = max(worst, time.Since(asked)-every)
+				tick.Reset(every)
+			}
+		}
+	}()
+	f()
+	close(ended)
+	return <-told
+}
+
+func ask(ctx context.Context, to netip.Addr, wait time.Duration, ports []uint16, name func(uint16) string) Report {
 	questions := make([]func() outcome, 0, len(ports)+len(udpPorts))
 	for _, port := range ports {
 		questions = append(questions, func() outcome {
-			o := tcp(ctx, netip.AddrPortFrom(to, port))
+			o := tcp(ctx, netip.AddrPortFrom(to, port), wait)
 			if known := name(port); known != "" && o.answer != "" {
 				o.answer += " (" + known + ")"
 			} else if known != "" && o.closed != "" {
@@ -74,9 +117,9 @@ func Ask(ctx context.Context, to netip.Addr, ports []uint16, name func(uint16) s
 		})
 	}
 	for _, port := range udpPorts {
-		questions = append(questions, func() outcome { return udp(ctx, netip.AddrPortFrom(to, port)) })
+		questions = append(questions, func() outcome { return udp(ctx, netip.AddrPortFrom(to, port), wait) })
 	}
-	questions = append(questions, func() outcome { return echo(ctx, to) })
+	questions = append(questions, func() outcome { return echo(ctx, to, wait) })
 	var r Report
 	var mu sync.Mutex
 	var all sync.WaitGroup
@@ -136,8 +179,8 @@ func (r *Report) add(o outcome) {
 	r.Asked++
 }
 
-func tcp(ctx context.Context, to netip.AddrPort) outcome {
-	d := net.Dialer{Timeout: Wait}
+func tcp(ctx context.Context, to netip.AddrPort, wait time.Duration) outcome {
+	d := net.Dialer{Timeout: wait}
 	c, err := d.DialContext(ctx, "tcp", to.String())
 	switch {
 	case err == nil:
@@ -150,13 +193,13 @@ func tcp(ctx context.Context, to netip.AddrPort) outcome {
 }
 
 // udp sends a byte a second. A closed port that no rule guards says so (ICMP, RFC 1122, section 3.2.2.1).
-func udp(ctx context.Context, to netip.AddrPort) outcome {
+func udp(ctx context.Context, to netip.AddrPort, wait time.Duration) outcome {
 	c, err := (&net.Dialer{}).DialContext(ctx, "udp", to.String())
 	if err != nil {
 		return silence(ctx, err)
 	}
 	defer func() { _ = c.Close() }()
-	for end := time.Now().Add(Wait); ; {
+	for end := time.Now().Add(wait); ; {
 		if _, err = c.Write([]byte{0}); err == nil {
 			_ = c.SetReadDeadline(time.Now().Add(time.Second))
 			_, err = c.Read(make([]byte, 1))

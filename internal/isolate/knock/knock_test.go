@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func nameless(uint16) string { return "" }
@@ -60,9 +62,31 @@ func TestAReportIsSilentOnlyWhenAllWasAsked(t *testing.T) {
 	}
 	ended, stop := context.WithCancel(t.Context())
 	stop()
-	if r := Ask(ended, netip.MustParseAddr("127.0.0.1"), []uint16{9}, nameless); r.Silent() {
+	if r := Ask(ended, netip.MustParseAddr("127.0.0.1"), Wait, []uint16{9}, nameless); r.Silent() {
 		t.Errorf("interrupted before it began: %+v", r)
 	}
+}
+
+// Silence counts where this machine could have heard an answer; an answer that it did hear counts always.
+func TestSilenceOnAMachineThatStoodStillIsNone(t *testing.T) {
+	for name, row := range map[string]struct {
+		r            Report
+		late         time.Duration
+		silent, told bool
+	}{
+		"a little late":          {Report{Asked: 1}, time.Second, true, false},
+		"too late":               {Report{Asked: 1}, time.Second + 1, false, true},
+		"too late for an answer": {Report{Asked: 1, Answers: []string{"port 7 is open"}}, time.Minute, false, false},
+	} {
+		if r := row.r.unlessLate(row.late, 4*time.Second); r.Silent() != row.silent || (len(r.Unasked) > 0) != row.told {
+			t.Errorf("%s: %+v", name, r)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		if late := pulse(func() { <-time.After(time.Minute) }); late != 0 {
+			t.Errorf("a process that is always woken in time was %s late", late)
+		}
+	})
 }
 
 // A closed port says so, and an open one is named.
@@ -81,7 +105,7 @@ func TestWhatAnswersIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	r := Ask(t.Context(), netip.MustParseAddr("127.0.0.1"), []uint16{open, closed}, func(p uint16) string {
+	r := Ask(t.Context(), netip.MustParseAddr("127.0.0.1"), Wait, []uint16{open, closed}, func(p uint16) string {
 		return map[uint16]string{open: "HTTP API"}[p]
 	})
 	all := strings.Join(r.Answers, "\n")
