@@ -1,7 +1,6 @@
 package forward
 
 import (
-	"bufio"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -20,7 +19,7 @@ type conn struct {
 	rw        net.Conn // what is read and written: TLS, or raw itself
 	raw       net.Conn
 	secure    bool
-	br        *bufio.Reader
+	br        sock.Reader
 	out       []byte // the request's head, kept for the next one
 	line      []byte // a header line that was longer than br's buffer
 	headSize  int64  // bytes of the head that was sent
@@ -34,7 +33,7 @@ type conn struct {
 
 func newConn(rw, raw net.Conn) *conn {
 	_, secure := rw.(*tls.Conn)
-	c := &conn{rw: rw, raw: raw, secure: secure, br: bufio.NewReaderSize(rw, 4<<10)}
+	c := &conn{rw: rw, raw: raw, secure: secure, br: sock.NewReader(rw)}
 	if sc, ok := raw.(syscall.Conn); ok {
 		c.system, _ = sc.SyscallConn() // nil with an error
 	}

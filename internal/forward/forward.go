@@ -38,7 +38,8 @@ type Rewriter interface {
 	// Whole rewrites an answer that is no stream; refused: nothing of it leaves. When what it gave was written, the
 	// body's memory is another answer's.
 	Whole(status int, contentType string, body []byte) ([]byte, verdict.Verdict)
-	// Event rewrites one server-sent event, given with its blank line; nil: it does not leave.
+	// Event rewrites one server-sent event, given with its blank line; nil: it does not leave. What it gave is valid
+	// until the next call.
 	Event(event []byte) []byte
 	// Metadata rewrites the "metadata" header of embeddings as bytes; "": it does not leave.
 	Metadata(value string) string
@@ -95,7 +96,7 @@ type exchange struct {
 	call   *Call
 	conn   *conn
 	unhook func() bool   // stops watching ctx
-	memory *spare.Buffer // the answer's body lies in it; nil when it does not
+	memory *spare.Buffer // the answer's body lies in it, or what is read of a stream; nil when nothing does
 	clean  bool          // the answer was read to its end: the connection can serve again
 	start  time.Time
 	out    verdict.Outcome

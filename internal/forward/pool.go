@@ -46,6 +46,7 @@ func (p *pool) take() *conn {
 // put keeps a connection whose answer was read to its end.
 func (p *pool) put(c *conn) {
 	c.used, c.idleSince = true, time.Now()
+	c.br.Lend()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed || len(p.conns) >= maxIdle {

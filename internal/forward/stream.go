@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/vallum/vallum/internal/spare"
 	"github.com/vallum/vallum/internal/verdict"
 )
 
@@ -37,8 +38,7 @@ type relay struct {
 	head       head
 	rc         *http.ResponseController
 	body       *body
-	store      []byte // empty, with the whole capacity that buf lies in
-	buf        []byte // read and not yet relayed
+	buf        []byte // read and not yet relayed; in memory
 	scanned    int    // of buf, what holds no end of an event
 	began      bool   // the status line left
 	gone       error  // writing to the caller failed
@@ -78,44 +78,45 @@ func (s *relay) run() error {
 
 // fill reads what there is of the stream, waiting for something.
 func (s *relay) fill() error {
-	if err := s.room(); err != nil {
-		return err
+	if len(s.buf) == 0 && s.memory != nil { // or every stream that waits would hold some, and one with a large event much
+		s.take(-counted(cap(s.memory.B)))
+		s.memory.GiveBack()
+		s.memory, s.buf = nil, nil
 	}
 	if s.events > 0 {
 		s.conn.within(s.last, s.up.timeouts.BetweenEvents)
 	}
+	if err := s.body.await(); err != nil {
+		return err
+	}
+	if err := s.room(); err != nil {
+		return err
+	}
 	n, err := s.body.Read(s.buf[len(s.buf):cap(s.buf)])
 	s.buf = s.buf[:len(s.buf)+n]
-	if n > 0 {
-		return nil
-	}
 	return err
 }
 
 // room makes place behind what is buffered.
 func (s *relay) room() error {
 	switch {
-	case len(s.buf) == 0 && cap(s.store) > smallEvent:
-		s.take(-counted(cap(s.store)))
-		s.store = nil // one large event must not cost a long stream its memory
-		fallthrough
-	case len(s.buf) == 0 && s.store == nil:
-		s.store = make([]byte, 0, 4<<10)
-		fallthrough
-	case len(s.buf) == 0:
-		s.buf = s.store
+	case s.memory == nil:
+		s.memory = spare.Borrow(4 << 10)
+		s.buf = s.memory.B
 	case len(s.buf) < cap(s.buf):
 	case len(s.buf) >= maxEvent:
 		return fmt.Errorf("an event of more than %d bytes", maxEvent)
-	case len(s.buf) <= cap(s.store)/2:
-		s.buf = append(s.store, s.buf...)
+	case len(s.buf) <= cap(s.memory.B)/2:
+		s.buf = append(s.memory.B, s.buf...)
 	default:
-		size := 2 * cap(s.store)
-		if !s.take(counted(size) - counted(cap(s.store))) {
+		size := 2 * cap(s.memory.B)
+		if !s.take(counted(size) - counted(cap(s.memory.B))) {
 			return errNoRoom
 		}
-		s.store = make([]byte, 0, size)
-		s.buf = append(s.store, s.buf...)
+		larger := spare.Borrow(size)
+		s.buf = append(larger.B, s.buf...)
+		s.memory.GiveBack()
+		s.memory = larger
 	}
 	return nil
 }

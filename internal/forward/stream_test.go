@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/vallum/vallum/internal/sock"
 	"github.com/vallum/vallum/internal/verdict"
 )
 
@@ -66,7 +67,7 @@ func TestStreamSplitAtEveryByte(t *testing.T) {
 		w := httptest.NewRecorder()
 		x := &exchange{up: &Upstream{timeouts: Timeouts{}.withDefaults()}, ctx: t.Context(), w: w, call: &c, start: time.Now(), unhook: func() bool { return false }}
 		x.conn = newConn(client, client)
-		x.conn.br = bufio.NewReader(&pieces{list})
+		x.conn.br = sock.NewReader(&pieces{list})
 		h, err := x.conn.readHead("POST")
 		if err != nil {
 			t.Fatal(err)
@@ -85,6 +86,50 @@ func TestStreamSplitAtEveryByte(t *testing.T) {
 	}
 	if got, cut := relayed(strings.Split(wire, "")...); got != want || fmt.Sprint(cut) != fmt.Sprint(events) {
 		t.Fatalf("byte by byte: %q, %q", got, cut)
+	}
+}
+
+// waiting is a body that looks, before each piece, whether memory is held although no part of an event lies there.
+type waiting struct {
+	pieces
+	t     *testing.T
+	x     *exchange
+	left  int // pieces, when it looked last
+	looks int
+	whole bool // what came so far is whole events
+}
+
+func (w *waiting) Read(b []byte) (int, error) {
+	if now := len(w.list); now < w.left && now > 0 {
+		if w.left, w.looks = now, w.looks+1; w.whole && w.x.memory != nil {
+			w.t.Errorf("before %.20q it holds %d bytes", w.list[0], cap(w.x.memory.B))
+		}
+		w.whole = strings.HasSuffix(w.list[0], "\n\n\r\n")
+	}
+	return w.pieces.Read(b)
+}
+
+// A stream that waits for its next event holds no memory for it: thousands may wait.
+func TestAStreamThatWaitsHoldsNoMemory(t *testing.T) {
+	events := "data: 1\n\n|data: " + strings.Repeat("x", 9000) + "\n\n|data: half| of it\n\n|" + doneEvent
+	wire := []string{streamHead}
+	for piece := range strings.SplitSeq(events, "|") {
+		wire = append(wire, chunked(piece))
+	}
+	c, w := streamCall(t), httptest.NewRecorder()
+	client, server := net.Pipe()
+	defer shut(server)
+	defer shut(client)
+	x := &exchange{up: &Upstream{timeouts: Timeouts{}.withDefaults()}, ctx: t.Context(), w: w, call: &c, start: time.Now(), unhook: func() bool { return false }}
+	x.conn = newConn(client, client)
+	looks := &waiting{pieces: pieces{append(wire, "0\r\n\r\n")}, t: t, x: x, left: len(wire) + 1, whole: true}
+	x.conn.br = sock.NewReader(looks)
+	h, err := x.conn.readHead("POST")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := x.stream(h); out.Ended != verdict.Complete || w.Body.String() != strings.ReplaceAll(events, "|", "") || looks.looks != len(wire) {
+		t.Errorf("%d looks, %+v: %.200q", looks.looks, out, w.Body.String())
 	}
 }
 

@@ -167,7 +167,7 @@ func (b *body) all(buf []byte, most int64, wait func(), take func(n int64) bool)
 // waits reports whether reading on may have to wait for the upstream.
 func (b *body) waits() bool {
 	if b.left == 0 {
-		return b.chunked && !b.done
+		return b.chunked
 	}
 	return b.conn.br.Buffered() == 0
 }

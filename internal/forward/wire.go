@@ -43,6 +43,7 @@ type head struct {
 // readHead reads the head of the final answer, after at most eight informational ones.
 func (c *conn) readHead(method string) (head, error) {
 	budget := maxHead
+	c.br.Await(c.rw)
 	for range maxInformational + 1 {
 		h, err := c.oneHead(&budget)
 		switch {
@@ -178,26 +179,24 @@ func (h *head) frame(method string) error {
 
 // readLine reads a line that ends in CRLF and returns it without. It is valid until the next read.
 func (c *conn) readLine(budget *int) ([]byte, error) {
+	c.line = c.line[:0]
 	line, err := c.br.ReadSlice('\n')
-	if errors.Is(err, bufio.ErrBufferFull) {
-		c.line = c.line[:0]
-		for errors.Is(err, bufio.ErrBufferFull) {
-			if c.line = append(c.line, line...); len(c.line) > *budget {
-				return nil, notHTTP("a head of more than %d bytes", maxHead)
-			}
-			line, err = c.br.ReadSlice('\n')
-		}
+	for errors.Is(err, bufio.ErrBufferFull) && len(c.line) <= *budget {
+		c.line = append(c.line, line...)
+		line, err = c.br.ReadSlice('\n')
+	}
+	if len(c.line) > 0 {
 		c.line = append(c.line, line...)
 		line = c.line
+	}
+	if *budget -= len(line); *budget < 0 {
+		return nil, notHTTP("a head of more than %d bytes", maxHead)
 	}
 	if err != nil {
 		if len(line) > 0 && err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
 		return nil, err
-	}
-	if *budget -= len(line); *budget < 0 {
-		return nil, notHTTP("a head of more than %d bytes", maxHead)
 	}
 	if len(line) < 2 || line[len(line)-2] != '\r' || bytes.IndexByte(line[:len(line)-2], '\r') >= 0 {
 		return nil, notHTTP("a line that does not end in CRLF")
@@ -208,11 +207,10 @@ func (c *conn) readLine(budget *int) ([]byte, error) {
 // body reads the body of an answer by its one framing. It ends with io.EOF only where the framing says so.
 type body struct {
 	conn    *conn
-	chunked bool
-	length  int64 // declared; -1 when chunked
-	left    int64 // of the body, or of the chunk
-	started bool  // a chunk was begun
-	done    bool
+	chunked bool      // there may be another chunk
+	length  int64     // declared; -1 when chunked
+	left    int64     // of the body, or of the chunk
+	started bool      // a chunk was begun
 	first   time.Time // when the first byte was read
 }
 
@@ -222,20 +220,8 @@ func (c *conn) body(h head) *body {
 
 // Read reads what there is.
 func (b *body) Read(p []byte) (int, error) {
-	if b.done {
-		return 0, io.EOF
-	}
-	if b.left == 0 {
-		if !b.chunked {
-			b.done = true
-			return 0, io.EOF
-		}
-		if err := b.nextChunk(); err != nil {
-			return 0, err
-		}
-		if b.done {
-			return 0, io.EOF
-		}
+	if err := b.await(); err != nil {
+		return 0, err
 	}
 	n, err := b.conn.br.Read(p[:min(int64(len(p)), b.left)])
 	b.left -= int64(n)
@@ -248,7 +234,18 @@ func (b *body) Read(p []byte) (int, error) {
 	return 0, unexpected(err)
 }
 
-// nextChunk reads the end of the chunk before and the size of the next one; after the last one, the trailer.
+// await waits until there is something of the body, with no memory in hand; its end is io.EOF.
+func (b *body) await() error {
+	switch {
+	case b.left > 0:
+		return nil
+	case b.chunked:
+		return b.nextChunk()
+	}
+	return io.EOF
+}
+
+// nextChunk reads the end of the chunk before and the size of the next one; after the last one the trailer, and then it gives io.EOF.
 func (b *body) nextChunk() error {
 	budget := maxTrailer
 	if b.started {
@@ -260,6 +257,7 @@ func (b *body) nextChunk() error {
 			return notHTTP("a chunk that is longer than its size")
 		}
 	}
+	b.conn.br.Await(b.conn.rw)
 	line, err := b.conn.readLine(&budget)
 	if err != nil {
 		return unexpected(err)
@@ -282,8 +280,8 @@ func (b *body) nextChunk() error {
 			return unexpected(err)
 		}
 		if len(line) == 0 {
-			b.done = true
-			return nil
+			b.chunked = false
+			return io.EOF
 		}
 		if _, _, err := splitField(line); err != nil {
 			return err

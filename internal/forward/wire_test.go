@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+
+	"github.com/vallum/vallum/internal/sock"
 )
 
 // What is accepted is read by another reader in the same way: same status, same body, same rest of the connection.
@@ -21,7 +23,7 @@ func FuzzAnswer(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, wire []byte) {
-		c := &conn{br: bufio.NewReader(bytes.NewReader(wire))}
+		c := &conn{br: sock.NewReader(bytes.NewReader(wire))}
 		h, err := c.readHead("POST")
 		if err != nil {
 			return
@@ -30,7 +32,7 @@ func FuzzAnswer(f *testing.F) {
 		if err != nil {
 			return
 		}
-		rest, _ := io.ReadAll(c.br)
+		rest, _ := io.ReadAll(&c.br)
 		br := bufio.NewReader(bytes.NewReader(wire))
 		for {
 			r, err := http.ReadResponse(br, &http.Request{Method: "POST"})

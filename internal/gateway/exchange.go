@@ -112,7 +112,7 @@ func (x *Exchange) admit() verdict.Verdict {
 
 // read takes memory for the body, reads it within its cap, and learns the facts.
 func (x *Exchange) read() verdict.Verdict {
-	x.facts = policy.Facts{Upstream: x.request.Header.Get("X-Vallum-Upstream")}
+	x.facts.Upstream = x.request.Header.Get("X-Vallum-Upstream")
 	if x.request.Length == 0 && x.op.Request == vllm.NoBody {
 		return verdict.Allow()
 	}
@@ -133,12 +133,12 @@ func (x *Exchange) read() verdict.Verdict {
 	doc, v := inspect.Read(inspect.Request{
 		Operation: x.op, Table: table, Body: held, Length: x.request.Length, SpoolDir: x.gateway.Settings.SpoolDir,
 		ContentType: x.request.Header.Values("Content-Type"), ContentEncoding: x.request.Header.Values("Content-Encoding"),
+		Upstream: x.facts.Upstream,
 	}, limits)
 	if v.Refused() {
 		return v
 	}
 	x.doc, x.facts = doc, doc.Facts()
-	x.facts.Upstream = x.request.Header.Get("X-Vallum-Upstream")
 	return verdict.Allow()
 }
 

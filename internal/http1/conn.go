@@ -1,7 +1,6 @@
 package http1
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -12,6 +11,8 @@ import (
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"github.com/vallum/vallum/internal/sock"
 )
 
 // What a connection is doing, as Shutdown and whoever lends places to connections see it. Above active it is idle since so
@@ -46,9 +47,9 @@ type conn struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	state  *atomic.Int64
-	since  time.Time // when it fell idle
-	br     *bufio.Reader
-	bw     *bufio.Writer
+	since  time.Time   // when it fell idle
+	br     sock.Reader // lent while nothing of a request is left to read
+	bw     sock.Writer
 	watch  watch
 
 	headLeft int64     // bytes that may still be read of a header block; -1 while none is read
@@ -86,17 +87,12 @@ func (c *conn) serve() {
 			return
 		}
 	}
-	c.br, c.bw = readers.Get().(*bufio.Reader), writers.Get().(*bufio.Writer)
-	c.br.Reset(source{c})
-	c.bw.Reset(sink{c})
+	c.br, c.bw = sock.NewReader(source{c}), sock.NewWriter(sink{c})
 	c.watch.conn = c
 	for c.next() {
 	}
 	c.watch.stop()
-	c.br.Reset(nil)
-	c.bw.Reset(nil)
-	readers.Put(c.br)
-	writers.Put(c.bw)
+	c.br.Lend()
 }
 
 func (c *conn) handshake() (*tls.Conn, bool) {
@@ -195,7 +191,7 @@ func (c *conn) lingeringClose(most int64) {
 	}
 	c.headLeft = -1
 	c.until(time.Now().Add(linger), 0)
-	_, _ = io.CopyN(io.Discard, c.br, most)
+	_, _ = io.CopyN(io.Discard, &c.br, most)
 }
 
 // until sets the deadline of reads to come; one that is set and at most slack earlier is good enough.
@@ -218,11 +214,8 @@ func (c source) Read(p []byte) (int, error) {
 	if c.headLeft > 0 && int64(len(p)) > c.headLeft {
 		p = p[:c.headLeft]
 	}
-	if late := c.readBy.Sub(c.readSet); c.readBy.IsZero() != c.readSet.IsZero() || late < 0 || late > c.slack {
-		if err := c.rwc.SetReadDeadline(c.readBy); err != nil {
-			return 0, err
-		}
-		c.readSet = c.readBy
+	if err := c.setDeadline(); err != nil {
+		return 0, err
 	}
 	n, err := c.rwc.Read(p)
 	if c.headLeft > 0 {
@@ -230,6 +223,14 @@ func (c source) Read(p []byte) (int, error) {
 	}
 	c.readErr = err
 	return n, err
+}
+
+func (c *conn) setDeadline() error {
+	if late := c.readBy.Sub(c.readSet); c.readBy.IsZero() == c.readSet.IsZero() && late >= 0 && late <= c.slack {
+		return nil
+	}
+	c.readSet = c.readBy
+	return c.rwc.SetReadDeadline(c.readBy)
 }
 
 // sink is what the buffered writer writes to. Every write has a deadline: the handler's, or the server's.

@@ -8,7 +8,6 @@
 package http1
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -179,12 +178,3 @@ func (s *Server) dateNow() string {
 	}
 	return d.text
 }
-
-// readers and writers are lent to a connection for as long as it is open.
-var (
-	readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, bufferSize) }}
-	writers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, bufferSize) }}
-)
-
-// bufferSize holds an ordinary request or answer whole, so that it is one system call.
-const bufferSize = 4 << 10

@@ -30,6 +30,9 @@ func (c *conn) readRequest() (*http.Request, error) {
 	s := c.server
 	c.headLeft = -1
 	c.until(c.since.Add(s.IdleTimeout), s.IdleTimeout/8)
+	if len(c.watch.early) == 0 && c.setDeadline() == nil {
+		c.br.Await(c.rwc)
+	}
 	if _, err := c.br.Peek(1); err != nil {
 		return nil, errNothingCame
 	}
@@ -64,7 +67,7 @@ func (c *conn) plainRequest() (*http.Request, bool) {
 	}
 	_, _ = c.br.Discard(size)
 	c.headLeft, c.ownWrite = -1, false
-	c.body = body{conn: c, from: c.br, declared: req.ContentLength, left: req.ContentLength > 0}
+	c.body = body{conn: c, from: &c.br, declared: req.ContentLength, left: req.ContentLength > 0}
 	if c.body.left {
 		req.Body = &c.body
 	}
@@ -87,9 +90,9 @@ func (c *conn) anyRequest() (*http.Request, error) {
 	}
 	chunked := len(req.TransferEncoding) > 0
 	req.Close = req.Close || chunked && length // or a proxy that went by the length, and shares the connection, takes a body for the next request (RFC 9112 §6.1)
-	c.body = body{conn: c, from: c.br, declared: max(0, req.ContentLength), left: req.Body != http.NoBody}
+	c.body = body{conn: c, from: &c.br, declared: max(0, req.ContentLength), left: req.Body != http.NoBody}
 	if chunked {
-		c.body.from = &chunks{Reader: httputil.NewChunkedReader(c.br), conn: c}
+		c.body.from = &chunks{Reader: httputil.NewChunkedReader(c.br.Bufio()), conn: c}
 	}
 	req = req.WithContext(c.ctx)
 	req.RemoteAddr, req.TLS, c.ownWrite = c.remote, c.tls, false
@@ -188,7 +191,7 @@ func (c *conn) refuse(err error) {
 	if m.status == 0 {
 		return
 	}
-	_, _ = fmt.Fprintf(c.bw, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%d %s: %s\n",
+	_, _ = fmt.Fprintf(&c.bw, "HTTP/1.1 %d %s\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n%d %s: %s\n",
 		m.status, http.StatusText(m.status), m.status, http.StatusText(m.status), m.says)
 	if c.bw.Flush() == nil {
 		c.lingeringClose(lingerHead)
@@ -257,7 +260,7 @@ func (b *body) Read(p []byte) (int, error) {
 	}
 	if b.promised && b.conn.response.status == 0 { // behind a head it would be a part of the answer
 		b.promised = false
-		_, _ = io.WriteString(b.conn.bw, "HTTP/1.1 100 Continue\r\n\r\n")
+		_, _ = b.conn.bw.WriteString("HTTP/1.1 100 Continue\r\n\r\n")
 		if err := b.conn.bw.Flush(); err != nil {
 			return 0, err
 		}

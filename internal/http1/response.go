@@ -1,11 +1,12 @@
 package http1
 
 import (
-	"bufio"
 	"net/http"
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/vallum/vallum/internal/sock"
 )
 
 // response is the answer to one request. It is used again for the next one: handlers must not keep it.
@@ -53,10 +54,10 @@ func (w *response) WriteHeader(status int) {
 }
 
 func (w *response) writeHead() {
-	bw := w.conn.bw
+	bw := &w.conn.bw
 	_, _ = bw.WriteString("HTTP/1.1 ")
 	_, _ = bw.Write(strconv.AppendInt(w.line[:0], int64(w.status), 10))
-	_ = bw.WriteByte(' ')
+	_, _ = bw.WriteString(" ")
 	_, _ = bw.WriteString(http.StatusText(w.status))
 	_, _ = bw.WriteString("\r\n")
 	var names [16]string
@@ -90,7 +91,7 @@ func (w *response) writeHead() {
 }
 
 // field writes one field; one whose value could end it early is left out.
-func field(bw *bufio.Writer, name, value string) {
+func field(bw *sock.Writer, name, value string) {
 	for i := range len(value) {
 		if c := value[i]; c < 0x20 && c != '\t' || c == 0x7f {
 			return
@@ -120,7 +121,7 @@ func (w *response) Write(p []byte) (int, error) {
 		return 0, nil
 	}
 	w.written += int64(len(p))
-	bw := w.conn.bw
+	bw := &w.conn.bw
 	if !w.chunked {
 		return bw.Write(p)
 	}

@@ -36,6 +36,7 @@ const (
 
 // start is called when nothing of the request is left to read.
 func (w *watch) start() {
+	w.conn.br.Lend()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.state = waiting

@@ -20,8 +20,8 @@ type event struct {
 }
 
 // Event rewrites one event, given with its blank line: byte for byte unless something in it must not leave. It returns
-// nil for the usage chunk that only we asked for. After an error nothing leaves any more that would look like a success:
-// what still comes is counted.
+// nil for the usage chunk that only we asked for; what it gave is valid until the next call. After an error nothing
+// leaves any more that would look like a success: what still comes is counted.
 func (r *Reply) Event(raw []byte) []byte {
 	failed, ended := r.failed, r.ended
 	out := r.event(raw)
@@ -68,6 +68,10 @@ func (r *Reply) observe(e event) {
 	}
 }
 
+// keptLine is up to what size an event's memory is the next one's: less than any writer writes without a copy of its own,
+// so that nobody still has it.
+const keptLine = 2 << 10
+
 // quick passes the events that hold nothing of interest, and those whose model's name stands where it stood in the
 // first one: bytes that begin alike are read alike. A nil result means that the event passes as it is.
 func (r *Reply) quick(e event) ([]byte, bool) {
@@ -82,9 +86,11 @@ func (r *Reply) quick(e event) ([]byte, bool) {
 	if !known || r.walk.model == "" {
 		return nil, true
 	}
-	out := make([]byte, 0, len(e.prefix)+len(r.headOut)+len(rest)+len(e.suffix))
-	out = append(append(out, e.prefix...), r.headOut...)
-	return append(append(out, rest...), e.suffix...), true
+	out := append(append(append(append(r.line[:0], e.prefix...), r.headOut...), rest...), e.suffix...)
+	if r.line = out; cap(out) > keptLine {
+		r.line = nil
+	}
+	return out, true
 }
 
 // interesting reports whether the event has to be read. The dialects' last events always are.

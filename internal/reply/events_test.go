@@ -259,3 +259,19 @@ func BenchmarkWhole(b *testing.B) {
 		}
 	}
 }
+
+// The memory of a small event is the next one's. That of a large one is not: a writer that writes it without a copy of
+// its own, as net/http's HTTP/2 does, may still be at it when its client has gone.
+func TestALargeEventIsNobodyElses(t *testing.T) {
+	r := New(Options{Operation: operation(t, "chat.create"), Stream: true, Model: "gpt"})
+	r.Event([]byte(chunk("a"))) // the first one is read, the others are known by their beginning
+	large := r.Event([]byte(chunk(strings.Repeat("x", 4<<10))))
+	kept := string(large)
+	small := r.Event([]byte(chunk("b")))
+	if again := r.Event([]byte(chunk("c"))); &again[0] != &small[0] {
+		t.Error("each small event takes memory of its own")
+	}
+	if string(large) != kept {
+		t.Errorf("a large event was written over: %.40q", large)
+	}
+}

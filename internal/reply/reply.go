@@ -42,6 +42,7 @@ type Reply struct {
 	aborted bool   // the engine dropped the request
 	said    string // the upstream's own error text
 
+	line          []byte // what quick gave last
 	head, headOut []byte // how the stream's events begin, up to the model's name, and with the name written over
 }
 

@@ -20,7 +20,7 @@ func of(c net.Conn) net.Conn {
 		return c
 	}
 	s := &conn{Conn: c, system: system}
-	s.in.step, s.out.step = s.receive, s.send
+	s.in.step, s.out.step, s.look = s.receive, s.send, s.arrived
 	return s
 }
 
@@ -29,6 +29,9 @@ type conn struct {
 	net.Conn
 	system  syscall.RawConn
 	in, out direction
+	look    func(fd uintptr) bool // arrived
+	looked  bool
+	peeked  [1]byte
 }
 
 // NetConn is what it was made of.
@@ -81,6 +84,23 @@ func (c *conn) Write(p []byte) (int, error) {
 		err = c.failed("write", d.err)
 	}
 	return d.n, err
+}
+
+func await(c net.Conn) {
+	if s, ok := c.(*conn); ok {
+		s.looked = false
+		_ = s.system.Read(s.look) // a deadline that passed, or a close, is the next Read's error
+	}
+}
+
+// arrived looks once: when it is asked again, something has come, or has gone wrong.
+func (c *conn) arrived(fd uintptr) bool {
+	if c.looked {
+		return true
+	}
+	c.looked = true
+	_, errno := call(syscall.SYS_RECVFROM, fd, c.peeked[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	return errno != syscall.EAGAIN
 }
 
 func (c *conn) receive(fd uintptr) bool {
