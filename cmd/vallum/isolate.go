@@ -79,7 +79,7 @@ func newIsolateInit(s streams) *cobra.Command {
 				return err
 			}
 			fmt.Fprintln(s.out, public)
-			s.hint("nodes pin the line above: isolate: {fleet_key: \"%s\"} in their vallum.yaml", public)
+			s.hint("nodes pin the line above in their vallum.yaml:\n  isolate: {fleet_key: \"%s\"}", public)
 			s.hint("name the nodes in %s, then: vallum isolate sign --dir %s", draft, dir)
 			return nil
 		},
@@ -142,8 +142,8 @@ func writePreshared(dir, peer string, in io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if strings.ContainsAny(peer, "/.") {
-		return usagef("--preshared: %q is not a node's name", peer)
+	if !isName(peer, "") {
+		return usagef("--preshared: %q is not a node's name, such as stands in the manifest", peer)
 	}
 	line := strings.TrimSpace(string(b))
 	if _, err := fleet.ParsePreshared(line); err != nil {

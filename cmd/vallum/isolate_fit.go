@@ -9,8 +9,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
-
-	"github.com/vallum/vallum/internal/daemon/screen"
 )
 
 // fitted are the streams of commands that print names which others have chosen: processes, devices, containers. A line
@@ -49,14 +47,35 @@ func fit(b []byte) []byte {
 		end := line[len(text):]
 		text = strings.Map(shown, text)
 		if utf8.RuneCountInString(text) > screenColumns {
-			rest := strings.TrimLeft(text, " ")
-			lead := text[:len(text)-len(rest)]
-			text = lead + screen.Wrap(rest, lead+"    ", len(lead), screenColumns)
+			text = broken(text)
 		}
 		out.WriteString(text)
 		out.Write(end)
 	}
 	return out.Bytes()
+}
+
+// broken is a line in lines of a terminal's width, where its words allow it. Between words that stay on a line there is
+// what was: it may be a column.
+func broken(line string) string {
+	rest := strings.TrimLeft(line, " ")
+	lead := line[:len(line)-len(rest)]
+	var b strings.Builder
+	b.WriteString(lead)
+	for at, gap := len(lead), 0; rest != ""; {
+		word, after, _ := strings.Cut(rest, " ")
+		if n := utf8.RuneCountInString(word); gap > 0 && at+gap+n > screenColumns {
+			b.WriteString("\n" + lead + "    ")
+			at = len(lead) + 4 + n
+		} else {
+			b.WriteString(strings.Repeat(" ", gap))
+			at += gap + n
+		}
+		b.WriteString(word)
+		trimmed := strings.TrimLeft(after, " ")
+		gap, rest = 1+len(after)-len(trimmed), trimmed
+	}
+	return b.String()
 }
 
 // shown is a character as it may reach a terminal: what is printed holds names that others chose, and a terminal obeys

@@ -160,6 +160,12 @@ func TestIsolateSaysWhatWouldBeRight(t *testing.T) {
 		"no key":                  {l.nodeKey["b"], "", "`vallum isolate keygen` on the node prints it"},
 		"a key twice":             {l.nodeKey["b"], l.nodeKey["a"], "have one key; each makes its own"},
 		"a role":                  {"roles: [vllm]", "roles: [worker]", `role "worker" is not one of vllm, gateway`},
+		"a range of one address":  {"10.99.0.0/24", "10.99.0.0/32", "with room for nodes; write one such as 10.99.0.0/24"},
+		"an address, no range":    {"10.99.0.0/24", "10.99.0.1/24", "did you mean 10.99.0.0/24?"},
+		"the underlay's range":    {"10.99.0.0/24", "192.0.2.0/24", "the tunnel would have to go through itself"},
+		"an endpoint twice":       {"192.0.2.2:51820", "192.0.2.1:51820", "have one endpoint 192.0.2.1:51820"},
+		"a name for a terminal":   {"name: b", `name: "b\e[2J"`, `node "b\x1b[2J" has no proper name`},
+		"nothing":                 {good, "", "the file is empty; `vallum isolate init` writes a draft"},
 		"no time":                 {"expires: 20", "expires: next ", "is not a time such as 2027-01-31T00:00:00Z"},
 	} {
 		if !strings.Contains(good, row.from) {
@@ -178,10 +184,46 @@ func TestIsolateSaysWhatWouldBeRight(t *testing.T) {
 		"no manifest":      {[]string{"plan", "--state", l.path("a"), "--config", l.path("vallum.yaml")}, "hint: put the operator's manifest.signed there"},
 		"no key":           {[]string{"plan", "--state", l.path("c"), "--config", l.path("vallum.yaml"), "--manifest", l.path("manifest.signed")}, "`vallum isolate keygen` makes it"},
 		"no public key":    {[]string{"show", l.path("manifest.signed"), "--key", l.path("none.pub")}, "hint: --key names it"},
+		"no topology":      {append(l.node("env"), "--node", "a"), "--topology is missing; known are"},
 		"no fleet":         {[]string{"sign", "--dir", l.path("none")}, "hint: --dir names the folder"},
 	} {
-		if _, errs := l.vallum(1, row.args...); !strings.Contains(errs, row.want) {
+		want := 1
+		if name == "no topology" {
+			want = 2
+		}
+		if _, errs := l.vallum(want, row.args...); !strings.Contains(errs, row.want) {
 			t.Errorf("%s: %s\nwant %q", name, errs, row.want)
+		}
+	}
+	if _, errs := l.vallum(2, "keygen", "--state", l.path("a"), "--preshared", "b\x1b[2J"); !strings.Contains(errs, `"b\x1b[2J" is not a node's name`) {
+		t.Errorf("a peer's name for a terminal: %s", errs)
+	}
+}
+
+// A manifest that does not open says why: what an operator does about it differs.
+func TestAManifestThatDoesNotOpenSaysWhy(t *testing.T) {
+	l := newIsolateLab(t)
+	signed, err := os.ReadFile(l.path("manifest.signed"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := newIsolateLab(t)
+	others, err := os.ReadFile(other.path("manifest.signed"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		"":                   "it is empty; copy the operator's manifest.signed again",
+		"\n\n":               "it is empty; copy the operator's manifest.signed again",
+		string(signed[:200]): "it is cut off, or no manifest; copy",
+		"\x00\xff\x1b":       "it is cut off, or no manifest; copy",
+		l.fleetYAML(1):       "it is not signed at all; `vallum isolate sign`",
+		string(others):       "another key signed it; fleet_key or the manifest is of another fleet",
+		strings.Replace(string(signed), "192.0.2.2", "192.0.2.3", 1): "it was changed after it was signed",
+	} {
+		l.write("manifest.signed", text)
+		if _, errs := l.vallum(1, l.node("plan", "--snapshot", l.path("snapshot.json"))...); !strings.Contains(errs, "the manifest is not signed by the pinned fleet key lab: "+want) {
+			t.Errorf("%.40q: %s\nwant %q", text, errs, want)
 		}
 	}
 }

@@ -70,9 +70,9 @@ type place struct {
 
 // In the order in which they are listed. Proven means: run with the real vLLM 0.32.0 over two nodes.
 var topologies = []topology{
-	{"dp", true, "data parallel over nodes: the one that costs least over a tunnel", buildDP},
-	{"tp", true, "tensor parallel over nodes: every layer waits for the network", buildTP},
-	{"pp", false, "pipeline parallel over nodes; vLLM's CPU build starts it but answers 500", buildPP},
+	{"dp", true, "data parallel over nodes: costs least over a tunnel", buildDP},
+	{"tp", true, "tensor parallel over nodes: each layer waits for others", buildTP},
+	{"pp", false, "pipeline parallel over nodes; vLLM's CPU build answers 500", buildPP},
 	{"ray", false, "any of them with Ray as the executor", buildRay},
 	{"pd-nixl", false, "prefill and decode apart, KV cache by NIXL", buildNIXL},
 	{"pd-mooncake", false, "prefill and decode apart, KV cache by Mooncake", buildMooncake},
@@ -82,7 +82,7 @@ var topologies = []topology{
 func Topologies() string {
 	var b strings.Builder
 	for _, t := range topologies {
-		fmt.Fprintf(&b, "%-12s %-9s %s\n", t.name, Mark(t.proven), t.what)
+		fmt.Fprintf(&b, "%-11s %-8s %s\n", t.name, Mark(t.proven), t.what)
 	}
 	return b.String()
 }
@@ -110,6 +110,9 @@ func Base(device string, self fleet.Node) []Pair {
 
 // For is what the node's vLLM has to be told.
 func For(m *fleet.Manifest, device string, ask Ask) (*Setting, error) {
+	if ask.Topology == "" {
+		return nil, fmt.Errorf("--topology is missing; known are\n%s", strings.TrimRight(Topologies(), "\n"))
+	}
 	i := slices.IndexFunc(topologies, func(t topology) bool { return t.name == ask.Topology })
 	if i < 0 {
 		return nil, fmt.Errorf("topology %q is not known; known are\n%s", ask.Topology, strings.TrimRight(Topologies(), "\n"))

@@ -84,7 +84,10 @@ func ParseDraft(b []byte) (*Manifest, error) {
 	d := yaml.NewDecoder(bytes.NewReader(b))
 	d.KnownFields(true)
 	m := &Manifest{}
-	if err := d.Decode(m); err != nil {
+	switch err := d.Decode(m); {
+	case errors.Is(err, io.EOF):
+		return nil, errors.New("reading the fleet: the file is empty; `vallum isolate init` writes a draft")
+	case err != nil:
 		return nil, fmt.Errorf("reading the fleet: %s", inOwnWords(err))
 	}
 	if err := d.Decode(&Manifest{}); !errors.Is(err, io.EOF) {
@@ -166,8 +169,11 @@ func (m *Manifest) checkOverlay(say func(string, ...any)) {
 		say("overlay needs one IPv4 range, one IPv6 range or one of each, such as 10.99.0.0/24")
 	}
 	for i, p := range m.Overlay {
-		if !p.IsValid() || p != p.Masked() || p.IsSingleIP() || p.Bits() < 8 {
-			say("overlay range %s is not a network of 8 bits or longer; did you mean %s?", p, p.Masked())
+		switch {
+		case !p.IsValid() || p.IsSingleIP() || p.Bits() < 8:
+			say("overlay range %s is not a network of 8 bits or longer with room for nodes; write one such as 10.99.0.0/24", p)
+		case p != p.Masked():
+			say("overlay range %s names an address and not a network; did you mean %s?", p, p.Masked())
 		}
 		if a := p.Addr(); a.Is4In6() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsMulticast() {
 			// Rules for one family would not see the other's packets, and the kernel treats the rest as no network's.
@@ -203,6 +209,9 @@ func (m *Manifest) checkNode(n Node, say func(string, ...any)) {
 		say("node %q has %d overlay addresses; it needs one of each overlay range", n.Name, len(n.Addresses))
 	}
 	for _, p := range m.Overlay {
+		if p != p.Masked() || p.IsSingleIP() {
+			continue // said of the range
+		}
 		if in := slices.IndexFunc(n.Addresses, p.Contains); in < 0 || n.Addresses[in] == p.Addr() {
 			say("node %q has no address of its own in %s", n.Name, p)
 		}

@@ -68,7 +68,7 @@ func Open(signed []byte, pinned string) (*Manifest, error) {
 	}
 	opened, err := note.Open(signed, note.VerifierList(verifier))
 	if err != nil {
-		return nil, fmt.Errorf("%w %s: %w", ErrSignature, verifier.Name(), err)
+		return nil, fmt.Errorf("%w %s: %s", ErrSignature, verifier.Name(), unsigned(signed, err))
 	}
 	m := &Manifest{}
 	d := json.NewDecoder(strings.NewReader(opened.Text))
@@ -91,6 +91,23 @@ func Open(signed []byte, pinned string) (*Manifest, error) {
 		return nil, fmt.Errorf("the manifest is signed but makes no sense: %w", err)
 	}
 	return m, nil
+}
+
+// unsigned says what is wrong with a file that does not open as a manifest, and what would be right.
+func unsigned(signed []byte, err error) string {
+	var other *note.UnverifiedNoteError
+	var changed *note.InvalidSignatureError
+	switch {
+	case errors.As(err, &other):
+		return "another key signed it; fleet_key or the manifest is of another fleet"
+	case errors.As(err, &changed):
+		return "it was changed after it was signed; copy the operator's manifest.signed again"
+	case len(bytes.TrimSpace(signed)) == 0:
+		return "it is empty; copy the operator's manifest.signed again"
+	case bytes.Contains(signed, []byte("nodes:")):
+		return "it is not signed at all; `vallum isolate sign` makes manifest.signed of the operator's fleet.yaml"
+	}
+	return "it is cut off, or no manifest; copy the operator's manifest.signed again"
 }
 
 // Current refuses a manifest that has expired, or that says that this node's clock is wrong.
