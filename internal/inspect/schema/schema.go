@@ -2,7 +2,8 @@
 // It refuses those that end the server while it does: the compilers recurse as deep as a pattern's brackets or a chain of
 // references go. xgrammar 0.2.8 falls at 29,000 brackets, or at 5,100 objects inside each other over 350 references;
 // llguidance, which vLLM asks when a schema has more than xgrammar knows, at 1,400 over 48, or at 50,000 required names. It
-// refuses too what keeps the server's one thread for minutes: counts that are counted out (llguidance at 1e9 items).
+// refuses too what keeps the server's one thread for minutes: counts that are counted out (llguidance at 1e9 items), and what
+// keeps the engine for seconds at each token: patterns that count what repeats.
 package schema
 
 import (
@@ -31,9 +32,9 @@ const (
 // most is the largest count that may stand in a schema.
 var most = map[string]float64{"minItems": 1e6, "maxItems": 1e6, "minProperties": 128, "maxProperties": 1 << 10}
 
-// isPlain reports whether a schema is too short for long patterns and lists, and has no counts: nearly all are.
+// isPlain reports whether a schema is too short for long lists, and has no patterns and no counts: nearly all are.
 func isPlain(raw []byte) bool {
-	return len(raw) <= maxPattern && !bytes.Contains(raw, []byte("Items")) && !bytes.Contains(raw, []byte("nProperties")) &&
+	return len(raw) <= maxPattern && !bytes.Contains(raw, []byte("attern")) && !bytes.Contains(raw, []byte("Items")) && !bytes.Contains(raw, []byte("nProperties")) &&
 		!bytes.Contains(raw, []byte("xProperties")) && !bytes.Contains(raw, []byte(`\u`))
 }
 
@@ -129,6 +130,9 @@ func (w *walk) token() (what string, err error) {
 		}
 		if name == "pattern" && len(text) > maxPattern {
 			return fmt.Sprintf("a pattern in a schema may have %d bytes at most", maxPattern), nil
+		}
+		if name == "pattern" && repeats(text) {
+			return fmt.Sprintf("a pattern in a schema may count what repeats up to %d at most, where * and + count as %d", maxRepeats, endless), nil
 		}
 	}
 	return "", nil
