@@ -4,6 +4,8 @@ import (
 	"errors"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -134,5 +136,49 @@ func TestWhatWasNotTestedStandsInTheDocumentation(t *testing.T) {
 	_, section, found := strings.Cut(string(b), "\n## Not tested here\n\n")
 	if want := "- " + strings.Join(NotTested, "\n- ") + "\n"; !found || section != want {
 		t.Errorf("docs/isolate.md ends with\n%s\nwant\n%s", section, want)
+	}
+}
+
+// A table of what is held names tests that there are.
+func TestWhatHoldsItIsThere(t *testing.T) {
+	b, err := os.ReadFile("../../../docs/isolate.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(b), "\n## What holds it\n")
+	section, _, found := strings.Cut(section, "\n## ")
+	var sources strings.Builder
+	for _, pattern := range []string{"../*_test.go", "../*/*_test.go", "../../../conformance/*_test.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s: %v", pattern, err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sources.Write(text)
+		}
+	}
+	rows := 0
+	for line := range strings.Lines(section) {
+		what, by, row := strings.Cut(strings.Trim(line, "| \n"), " | ")
+		if !row || by == "held by" {
+			continue
+		}
+		rows++
+		names := regexp.MustCompile(`Test[A-Za-z0-9]+`).FindAllString(by, -1)
+		if len(names) == 0 {
+			t.Errorf("nothing holds %q", what)
+		}
+		for _, name := range names {
+			if !strings.Contains(sources.String(), "func "+name+"(") {
+				t.Errorf("%q is held by %s, which there is not", what, name)
+			}
+		}
+	}
+	if !found || rows != 12+11 {
+		t.Errorf("%d rows are found: did the form of the tables change?", rows)
 	}
 }
