@@ -146,6 +146,9 @@ func TestEveryReasonIsDocumentedUsedAndTested(t *testing.T) {
 		script := regexp.MustCompile(`\b` + code + `\b`)
 		used, tested := name == "Unanswered", false // nobody gives it: it is what a stage that forgets gives
 		for path, text := range files {
+			if path == "internal/verdict/outcome.go" { // an end in the middle of an answer has its reason there
+				used = used || strings.Contains(text, "\t\treturn "+name+"\n")
+			}
 			if strings.HasPrefix(path, "internal/verdict/") || path == "repo_docs_test.go" {
 				continue
 			}

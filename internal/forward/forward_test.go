@@ -332,7 +332,6 @@ func TestWhyARequestWasCancelled(t *testing.T) {
 	}{
 		verdict.ErrRevoked: {verdict.KeyRevoked, verdict.Revoked},
 		verdict.ErrDrained: {verdict.Drained, verdict.ShuttingDown},
-		verdict.ErrBudget:  {verdict.BudgetEnded, verdict.OverBudget},
 		nil:                {verdict.ClientLeft, verdict.CallerLeft},
 	} {
 		for _, began := range []bool{false, true} {

@@ -24,11 +24,11 @@ func Refusal(d vllm.Dialect, v verdict.Verdict) []byte {
 	return append(b, "}\n"...)
 }
 
-// EndEvent is how a stream of the dialect ends early, after the last whole event: never by a bare close, which looks
+// endEvent is how a stream of the dialect ends early, after the last whole event: never by a bare close, which looks
 // like success to every client. Chat and completions end with an error chunk and [DONE], messages with their error
-// event, responses with OpenAI's error event.
-func EndEvent(d vllm.Dialect, v verdict.Verdict) []byte {
-	b := errorEvent(d, v, 0)
+// event, responses with OpenAI's error event, which has the sequence number.
+func endEvent(d vllm.Dialect, v verdict.Verdict, sequence int64) []byte {
+	b := errorEvent(d, v, sequence)
 	if d == vllm.OpenAI {
 		b = append(b, done...)
 	}

@@ -61,7 +61,7 @@ func TestEveryReasonIsWellFormedAndHidesItsCause(t *testing.T) {
 			if d != vllm.Anthropic && inner["code"] != r.String() {
 				t.Errorf("%s in %q: code is %v", r, d, inner["code"])
 			}
-			if strings.Contains(string(body), "canary") || strings.Contains(string(EndEvent(d, v)), "canary") {
+			if strings.Contains(string(body), "canary") || strings.Contains(string(endEvent(d, v, 0)), "canary") {
 				t.Errorf("%s in %q shows its cause", r, d)
 			}
 		}
@@ -70,15 +70,15 @@ func TestEveryReasonIsWellFormedAndHidesItsCause(t *testing.T) {
 
 func TestEndEventEndsAsTheDialectDoes(t *testing.T) {
 	v := verdict.Refuse(verdict.Revoked, errSecret)
-	chat := string(EndEvent(vllm.OpenAI, v))
+	chat := string(endEvent(vllm.OpenAI, v, 0))
 	if !strings.HasPrefix(chat, `data: {"error":{"message":`) || !strings.HasSuffix(chat, "}}\n\ndata: [DONE]\n\n") {
 		t.Errorf("chat ends with %q", chat)
 	}
-	messages := string(EndEvent(vllm.Anthropic, v))
+	messages := string(endEvent(vllm.Anthropic, v, 0))
 	if !strings.HasPrefix(messages, "event: error\ndata: {\"type\":\"error\",\"error\":{") || !strings.HasSuffix(messages, "}}\n\n") {
 		t.Errorf("messages ends with %q", messages)
 	}
-	responses, ok := strings.CutPrefix(string(EndEvent(vllm.Responses, v)), "event: error\ndata: ")
+	responses, ok := strings.CutPrefix(string(endEvent(vllm.Responses, v, 0)), "event: error\ndata: ")
 	if !ok || strings.Contains(responses, "[DONE]") {
 		t.Fatalf("responses ends with %q", responses)
 	}

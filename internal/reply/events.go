@@ -204,30 +204,7 @@ func (r *Reply) Finish(cause verdict.Ended) []byte {
 		}
 		return nil
 	}
-	b := errorEvent(r.dialect(), verdict.Refuse(reasonOf(cause), nil), r.events)
-	if r.dialect() == vllm.OpenAI {
-		b = append(b, done...)
-	}
-	return b
-}
-
-// reasonOf is what the caller of a cut stream reads.
-func reasonOf(cause verdict.Ended) verdict.Reason {
-	switch cause {
-	case verdict.TimedOut:
-		return verdict.UpstreamTimeout
-	case verdict.KeyRevoked:
-		return verdict.Revoked
-	case verdict.BudgetEnded:
-		return verdict.OverBudget
-	case verdict.NoMemory:
-		return verdict.Busy
-	case verdict.Drained:
-		return verdict.ShuttingDown
-	case verdict.Panicked:
-		return verdict.InternalError
-	}
-	return verdict.UpstreamFailed
+	return endEvent(r.dialect(), verdict.Refuse(cause.Reason(), nil), r.events)
 }
 
 // parse takes an event apart. Line ends are CRLF, LF or CR (WHATWG HTML §9.2.6).

@@ -182,7 +182,7 @@ func TestStreamsThatEndBadly(t *testing.T) {
 		{"chat goes silent", "chat.create", []string{chunk("a")}, verdict.TimedOut, verdict.TimedOut, `"code":"upstream_timeout"}}` + "\n\n" + done},
 		{"the key is revoked", "chat.create", []string{chunk("a")}, verdict.KeyRevoked, verdict.KeyRevoked, `"code":"revoked"}}` + "\n\n" + done},
 		{"the deadline of the drain comes", "chat.create", nil, verdict.Drained, verdict.Drained, `"code":"shutting_down"}}` + "\n\n" + done},
-		{"the budget runs out", "responses.create", nil, verdict.BudgetEnded, verdict.BudgetEnded, `"code":"over_budget"}}` + "\n\n"},
+		{"responses meet the deadline of the drain", "responses.create", nil, verdict.Drained, verdict.Drained, `"code":"shutting_down"}}` + "\n\n"},
 		{"the memory is used up", "chat.create", []string{chunk("a")}, verdict.NoMemory, verdict.NoMemory, `"code":"busy"}}` + "\n\n" + done},
 		{"the client left", "chat.create", []string{chunk("a")}, verdict.ClientLeft, verdict.ClientLeft, chunk("a")},
 		{"garbage", "chat.create", []string{"data: <html>\n\n"}, verdict.Complete, verdict.UpstreamErrorEvent, `"code":"upstream_failed"}}` + "\n\n" + done},

@@ -117,7 +117,7 @@ const (
 // /health says 200 shows here only.
 func (s *Server) Done(o verdict.Outcome) {
 	switch o.Ended {
-	case verdict.NotForwarded, verdict.ClientLeft, verdict.KeyRevoked, verdict.Drained, verdict.BudgetEnded, verdict.Panicked:
+	case verdict.NotForwarded, verdict.ClientLeft, verdict.KeyRevoked, verdict.Drained, verdict.Panicked:
 		return
 	case verdict.TimedOut, verdict.UpstreamAborted, verdict.UpstreamErrorEvent, verdict.UpstreamEndedEarly:
 		s.Failed(false, fmt.Sprintf("a request ended as %s: %v", o.Ended, o.Cause))

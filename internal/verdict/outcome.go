@@ -16,7 +16,6 @@ const (
 	UpstreamError            // an HTTP error status, or no HTTP at all
 	TimedOut                 // no first byte, or no next event, in time
 	KeyRevoked               // the key, or its role, was taken away while it ran
-	BudgetEnded              // a limit ran out in mid-stream
 	Drained                  // shutdown's deadline came first
 	Panicked                 // a defect of Vallum
 	NoMemory                 // the memory for all bodies was used up while the answer came
@@ -25,8 +24,7 @@ const (
 
 var endedNames = [endedCount]string{
 	"not_forwarded", "complete", "client_left", "upstream_aborted", "upstream_error_event", "upstream_ended_early",
-	"upstream_error", "timeout", "revoked", "budget", "drained", "panic",
-	"no_memory",
+	"upstream_error", "timeout", "revoked", "drained", "panic", "no_memory",
 }
 
 // String is the word in records and metric labels.
@@ -35,6 +33,23 @@ func (e Ended) String() string {
 		return endedNames[NotForwarded]
 	}
 	return endedNames[e]
+}
+
+// Reason is what a caller reads whose answer ended so before it was whole.
+func (e Ended) Reason() Reason {
+	switch e {
+	case TimedOut:
+		return UpstreamTimeout
+	case KeyRevoked:
+		return Revoked
+	case NoMemory:
+		return Busy
+	case Drained:
+		return ShuttingDown
+	case Panicked:
+		return InternalError
+	}
+	return UpstreamFailed
 }
 
 // Outcome is what became of a request that was given to an upstream.
@@ -63,18 +78,9 @@ type Cut struct{ Ended Ended }
 var (
 	ErrRevoked = &Cut{KeyRevoked}
 	ErrDrained = &Cut{Drained}
-	ErrBudget  = &Cut{BudgetEnded}
 )
 
 func (c *Cut) Error() string { return "request ended by the gateway: " + c.Ended.String() }
 
 // Reason is what the caller is told.
-func (c *Cut) Reason() Reason {
-	switch c.Ended {
-	case KeyRevoked:
-		return Revoked
-	case BudgetEnded:
-		return OverBudget
-	}
-	return ShuttingDown
-}
+func (c *Cut) Reason() Reason { return c.Ended.Reason() }
