@@ -126,8 +126,6 @@ func (w *walker) boolean(fact vllm.Fact) error {
 		w.facts.Stream = on
 	case vllm.FactIncludeUsage:
 		w.facts.Usage = on
-	case vllm.FactContinuous:
-		w.facts.Continuous = on
 	}
 	return nil
 }

@@ -311,7 +311,7 @@ func TestWhatCostsMoreThanItsBytesIsTold(t *testing.T) {
 func equalFacts(a, b policy.Facts) bool {
 	keys := slices.Equal(a.UnknownKeys, b.UnknownKeys) && slices.Equal(a.Dropped, b.Dropped)
 	a.UnknownKeys, a.Dropped, b.UnknownKeys, b.Dropped = nil, nil, nil, nil
-	return keys && a.Model == b.Model && a.Stream == b.Stream && a.Usage == b.Usage && a.Continuous == b.Continuous &&
+	return keys && a.Model == b.Model && a.Stream == b.Stream && a.Usage == b.Usage &&
 		a.OutputCap == b.OutputCap && a.CapField == b.CapField && a.Choices == b.Choices && a.Inputs == b.Inputs &&
 		a.BodyBytes == b.BodyBytes && a.HasSalt == b.HasSalt && a.HasOptions == b.HasOptions && a.HasUsage == b.HasUsage && a.HasStore == b.HasStore
 }

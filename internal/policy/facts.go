@@ -15,7 +15,6 @@ type Facts struct {
 	Upstream    string   // the X-Vallum-Upstream header; "" when absent
 	Stream      bool     // the answer is to be a stream
 	Usage       bool     // the caller asked for usage in the stream
-	Continuous  bool     // the caller asked for usage in every chunk
 	OutputCap   int64    // most output tokens asked for, per choice; 0 when the request has no cap
 	CapField    string   // the field that holds OutputCap, or the one to inject a cap into; "" when the operation has none
 	Choices     int64    // answers per prompt; at least 1

@@ -122,7 +122,6 @@ const (
 	FactModel             // the model that is asked for
 	FactStream            // whether the answer is a stream
 	FactIncludeUsage      // stream_options.include_usage
-	FactContinuous        // stream_options.continuous_usage_stats
 	FactOutputCap         // most tokens to generate; the smallest of several wins
 	FactChoices           // n: answers per prompt
 	FactInputs            // the prompts, texts, documents or token ids: their number counts

@@ -37,7 +37,7 @@ var tableFiles embed.FS
 
 // factNames are the words after fact= in the tables.
 var factNames = map[string]Fact{
-	"model": FactModel, "stream": FactStream, "include_usage": FactIncludeUsage, "continuous": FactContinuous,
+	"model": FactModel, "stream": FactStream, "include_usage": FactIncludeUsage,
 	"output_cap": FactOutputCap, "choices": FactChoices, "inputs": FactInputs, "salt": FactSalt, "store": FactStore,
 	"tools": FactTools, "audio": FactAudio, "media": FactMedia, "queries": FactQueries, "shared": FactShared,
 }
