@@ -63,6 +63,12 @@ func open(t *testing.T, g *gatetest.Gate, dialect, key string) *running {
 	if err != nil || resp.StatusCode != 200 {
 		t.Fatalf("%s: %v %v", dialect, resp, err)
 	}
+	return reading(t, resp)
+}
+
+// reading is a stream that has begun, when its first event has come.
+func reading(t *testing.T, resp *http.Response) *running {
+	t.Helper()
 	t.Cleanup(func() { _ = resp.Body.Close() })
 	r := &running{t: t, id: resp.Header.Get("X-Request-Id"), body: bufio.NewReader(resp.Body), resp: resp}
 	r.event()

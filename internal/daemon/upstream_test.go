@@ -2,6 +2,7 @@ package daemon_test
 
 import (
 	"crypto/tls"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"os"
@@ -30,8 +31,26 @@ func serve(t *testing.T, address string, o vllmtest.Options) (s *vllmtest.Server
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+		gatetest.Eventually(t, "the end of the connections to "+l.Addr().String(), func() bool { return !connected(l.Addr()) })
 	}
 	return s, "http://" + l.Addr().String(), end
+}
+
+// connected reports whether a connection to the address still looks open to who made it: on a busy machine the kernel takes
+// its time to carry the news of a close, and what is sent until then is lost. Where the kernel does not tell, none does.
+func connected(to net.Addr) bool {
+	b, err := os.ReadFile("/proc/net/tcp")
+	at, ok := to.(*net.TCPAddr)
+	if err != nil || !ok || at.IP.To4() == nil {
+		return false
+	}
+	remote := fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(at.IP.To4()), at.Port)
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) > 3 && f[2] == remote && f[3] == "01" { // TCP_ESTABLISHED
+			return true
+		}
+	}
+	return false
 }
 
 // nobodyAt is an address at which nobody listens, until a test serves there.

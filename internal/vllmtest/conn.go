@@ -38,6 +38,7 @@ func (s *Server) serveConn(c net.Conn) {
 			}
 			return
 		}
+		s.rec.runs(1)
 		number := s.rec.add(r)
 		// Nothing is read while an answer is written but the first byte of what follows; an end of file there is how
 		// vLLM learns that the client left.
@@ -52,6 +53,7 @@ func (s *Server) serveConn(c net.Conn) {
 		}()
 		x := &exchange{s: s, c: c, r: r, ctx: ctx, number: number}
 		x.run()
+		s.rec.runs(-1)
 		cancelled := ctx.Err() != nil
 		cancel()
 		if x.gone || cancelled && !x.whole {

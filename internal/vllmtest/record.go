@@ -26,6 +26,7 @@ type recorder struct {
 	mu      sync.Mutex
 	all     []Recorded
 	arrived int
+	running int
 }
 
 func (r *recorder) arrive(probe bool) {
@@ -43,6 +44,20 @@ func (r *recorder) add(one Recorded) int {
 	defer r.mu.Unlock()
 	r.all = append(r.all, one)
 	return len(r.all) - 1
+}
+
+// runs counts those that are being answered.
+func (r *recorder) runs(more int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.running += more
+}
+
+// Idle reports whether every request so far was answered, or given up.
+func (s *Server) Idle() bool {
+	s.rec.mu.Lock()
+	defer s.rec.mu.Unlock()
+	return s.rec.running == 0
 }
 
 // Requests are all requests so far whose headers arrived whole, probes included, in the order of their arrival.
