@@ -335,7 +335,7 @@ func TestCountsReturnToZero(t *testing.T) {
 						t.Errorf("%d are open", s.Open)
 					}
 					State(c, http.StateIdle)
-					go func() { _ = c.Close() }()
+					wg.Go(func() { _ = c.Close() })
 					_ = c.Close()
 				}
 			})
