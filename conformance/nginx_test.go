@@ -113,7 +113,7 @@ func startNginx(p *report.Proof, dir, to string) *proxy {
 		}
 		_ = cmd.Wait() // it was killed: its status says nothing
 	})
-	until(p, 10*time.Second, "a listening nginx", func() bool {
+	until(p, endWithin, "a listening nginx", func() bool {
 		c, err := net.Dial("tcp", address)
 		if err == nil {
 			c.Close()
@@ -310,18 +310,7 @@ var streamsFlush = proof{"behind nginx that ends TLS, with its default buffering
 	if events < 100 || times < events/2 { // vLLM joins tokens that wait
 		p.Errorf("%d events came in %d pieces", events, times)
 	}
-	ctx, leave := context.WithCancel(p.Context())
-	begun, ended := make(chan string, 1), make(chan ending, 1)
-	go func() { ended <- follow(ctx, n.from(clientAddress, g.keys["anna"]), steadyChat(s), begun) }()
-	<-begun
-	until(p, endWithin, "the engine at work", func() bool { return s.atWork(p) > 0 })
-	leave()
-	left := time.Now()
-	<-ended
-	until(p, 10*time.Second, "an engine that stops", func() bool { return s.atWork(p) == 0 })
-	if took := time.Since(left); took > endsWithin {
-		p.Errorf("the engine worked on for %s after the client of nginx left", took)
-	}
+	s.hangUp(p, n.from(clientAddress, g.keys["anna"]), steadyChat(s))
 }}
 
 // behindByFlag is the same without a configuration file.
