@@ -5,53 +5,68 @@ import (
 	"strings"
 )
 
-// What repeats inside something that is counted is bounded: xgrammar counts it out again at each token, in the engine's
-// one loop, which all requests share. 12 tokens of ^(([a-z]{1,1000}){1,1000})$ took 40 s with a vocabulary of 64,000
-// tokens, and ^(.*){1,100}$ 36 s; a neighbour's short requests waited 25 s (vLLM 0.32.0).
+// What repeats in a pattern is bounded, one thing after another and one within another: xgrammar counts it out again at
+// each token, in the engine's one loop, which all requests share. 12 tokens of ^(([a-z]{1,1000}){1,1000})$ took 40 s with a
+// vocabulary of 64,000 tokens, and ^(.*){1,100}$ 36 s; a neighbour's short requests waited 25 s (vLLM 0.32.0). The dearest
+// that passes takes a second or two for each.
 const (
-	maxRepeats = 2 << 10 // of what repeats, times the count around it
+	maxRepeats = 2 << 10 // what all that repeats counts as, together
 	endless    = 40      // what * and + count as
+	plain      = 64      // what a count of single characters counts as, at most: it is not counted out
+	optional   = 8       // what ? counts as
 )
+
+// branch is what repeats in a bracket that is open: in the alternative that is being read, and at most in those before.
+type branch struct{ sum, before int }
+
+func (b branch) total() int { return max(b.sum, b.before) }
 
 // repeats reports whether a regular expression counts out too much. What it cannot read it takes for letters: a compiler
 // refuses that.
 func repeats(pattern string) bool {
-	open := []int{0} // what repeats within each bracket that is open, so far
-	last := 0        // the same of the last thing, which a count would repeat
+	open := []branch{{}}
+	last := 0 // what repeats in the last thing, which a count would repeat
 	for i := 0; i < len(pattern); i++ {
-		top := len(open) - 1
-		switch pattern[i] {
-		case '\\':
+		top, next := &open[len(open)-1], 0
+		switch c := pattern[i]; {
+		case c == '*', c == '+':
+			next = last + endless
+		case c == '?' && (i == 0 || pattern[i-1] != '('):
+			next = last + optional
+		case c == '{':
+			switch times, end := counted(pattern, i); {
+			case end == i:
+				last = 0 // a letter
+			case last == 0:
+				i, next = end, min(times, plain)
+			default:
+				i, next = end, last*max(times, 1)
+			}
+		case c == ')' && len(open) > 1:
+			last, next = 0, top.total()
+			open = open[:len(open)-1]
+			top = &open[len(open)-1]
+		case c == '\\':
 			i, last = i+1, 0
-		case '[':
+		case c == '[':
 			i, last = afterClass(pattern, i), 0
-		case '(':
-			open, last = append(open, 0), 0
-		case ')':
-			if top > 0 {
-				open, last = open[:top], open[top]
-				open[top-1] += last
-			}
-		case '*', '+':
-			open[top], last = open[top]+endless, last+endless
-		case '{':
-			times, end := counted(pattern, i)
-			if last > 0 && times > maxRepeats/last {
-				return true
-			}
-			if end > i {
-				product := max(last, 1) * times
-				open[top], last, i = open[top]+product-last, product, end
-			}
-		case '?':
+		case c == '(':
+			open, last = append(open, branch{}), 0
+			continue
+		case c == '|':
+			top.before, top.sum, last = top.total(), 0, 0
 		default:
 			last = 0
+		}
+		top.sum += next - last
+		if last = next; top.sum > maxRepeats {
+			return true
 		}
 	}
 	return false
 }
 
-// counted reads {n}, {n,}, {,m} or {n,m} at i: the most that it counts to, and where it ends; 0 and i for anything else.
+// counted reads {n}, {n,}, {,m} or {n,m} at i: the most that it counts to, and where it ends. Anything else counts nothing.
 func counted(pattern string, i int) (times, end int) {
 	inside, _, ok := strings.Cut(pattern[i+1:], "}")
 	if !ok || len(inside) > 64 {
