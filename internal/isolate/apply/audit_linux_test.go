@@ -45,7 +45,8 @@ func TestAWatchSeesSocketsThatLiveOnlyAtTheStart(t *testing.T) {
 	end = a.vllm(t, "vllm", a.under.String()+":29500")
 	await(":29500 (TCPStore")
 	end()
-	must(t, c.Process.Signal(syscall.SIGINT))
+	a.vllm(t, "vllm", "0.0.0.0:8998")
+	must(t, c.Process.Signal(syscall.SIGINT)) // what is there when it is told to end is seen
 	for said.Scan() {
 	}
 	_ = c.Wait()
@@ -54,7 +55,7 @@ func TestAWatchSeesSocketsThatLiveOnlyAtTheStart(t *testing.T) {
 	}
 	var r audit.Report
 	must(t, json.Unmarshal(out.Bytes(), &r))
-	for at, want := range map[string]audit.Verdict{"[::]:29550": audit.Guarded, "192.0.2.1:29500": audit.Outside} {
+	for at, want := range map[string]audit.Verdict{"[::]:29550": audit.Guarded, "[::]:8998": audit.Guarded, "192.0.2.1:29500": audit.Outside} {
 		i := slices.IndexFunc(r.Findings, func(f audit.Finding) bool {
 			return f.Socket.Namespace == "" && f.Socket.Local == netip.MustParseAddrPort(at)
 		})
