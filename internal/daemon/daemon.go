@@ -179,7 +179,7 @@ func (d *Daemon) record(e audit.Event, detail string) {
 func (d *Daemon) serve(ctx, work context.Context, conf *config.Config) error {
 	d.work = work
 	d.record(audit.Started, "")
-	if err := d.loadKeys(ctx); err != nil {
+	if _, err := d.loadKeys(ctx); err != nil {
 		return err
 	}
 	if err := d.apply(work, conf); err != nil {

@@ -42,17 +42,14 @@ func (d *Daemon) pollKeys(ctx context.Context, before []store.Key) []store.Key {
 	if err == nil && !d.behind {
 		return before
 	}
+	var after []store.Key
 	if err == nil {
-		err = d.loadKeys(ctx)
+		after, err = d.loadKeys(ctx)
 	}
 	if err != nil {
 		if ctx.Err() == nil {
 			d.log.Error("reading the keys; the ones before stay", "error", err)
 		}
-		return before
-	}
-	after, err := d.store.ListKeys(ctx)
-	if err != nil {
 		return before
 	}
 	d.behind = false
@@ -61,21 +58,21 @@ func (d *Daemon) pollKeys(ctx context.Context, before []store.Key) []store.Key {
 	return after
 }
 
-// loadKeys makes the store's keys, and those of the configuration's key file, the ones that count. Running requests of
-// keys that are gone end. One at a time: of two that read, the one that read first, before a revocation, must not be
-// the last to say what counts.
-func (d *Daemon) loadKeys(ctx context.Context) error {
+// loadKeys makes the store's keys, and those of the configuration's key file, the ones that count, and gives the store's.
+// Running requests of keys that are gone end. One at a time: of two that read, the one that read first, before a
+// revocation, must not be the last to say what counts.
+func (d *Daemon) loadKeys(ctx context.Context) ([]store.Key, error) {
 	d.keyLoads.Lock()
 	defer d.keyLoads.Unlock()
 	stored, err := d.store.ListKeys(ctx)
 	if err != nil {
-		return fmt.Errorf("reading the keys: %w", err)
+		return nil, fmt.Errorf("reading the keys: %w", err)
 	}
 	if d.noted == nil {
 		d.noted = stored
 	}
 	d.enforce(stored)
-	return nil
+	return stored, nil
 }
 
 // enforce makes these keys, and those of the key file, the ones that count. The caller holds keyLoads since it read them.
@@ -122,7 +119,7 @@ func (d *Daemon) firstKey(ctx context.Context) (string, error) {
 	}
 	d.recordKey(key, "made at the first start")
 	d.noted = append(d.noted, key)
-	if err := d.loadKeys(ctx); err != nil {
+	if _, err := d.loadKeys(ctx); err != nil {
 		return "", err
 	}
 	if d.options.Terminal {

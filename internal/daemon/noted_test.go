@@ -35,7 +35,7 @@ func TestAKeyThatChangesDuringTheStartIsRecorded(t *testing.T) {
 		}
 	}
 	create("before")
-	if err := d.loadKeys(t.Context()); err != nil {
+	if _, err := d.loadKeys(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	create("meanwhile")
