@@ -28,8 +28,8 @@ import (
 // limiter gives gateway the limiter that outlives reloads.
 type limiter struct{ *limit.Limiter }
 
-func (l limiter) Take(keyID string, p policy.Limits, now time.Time) (gateway.Slot, verdict.Verdict) {
-	slot, v := l.Limiter.Take(keyID, limit.Limits{RequestsPerMinute: p.RequestsPerMinute, Burst: p.Burst, Concurrent: p.Concurrent, TokensPerMinute: p.TokensPerMinute}, now)
+func (l limiter) Take(name string, p policy.Limits, now time.Time) (gateway.Slot, verdict.Verdict) {
+	slot, v := l.Limiter.Take(name, limit.Limits(p), now)
 	if v.Refused() {
 		return nil, v // not slot: a nil *Slot in an interface is not nil
 	}

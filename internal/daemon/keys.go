@@ -147,8 +147,10 @@ func (d *Daemon) noteKeys(before, after []store.Key) {
 	for _, k := range after {
 		old, was := known[k.ID]
 		switch {
+		case !was && k.Kind == store.Imported:
+			d.recordKey(k, "imported")
 		case !was:
-			d.recordKey(k, "created as "+string(k.Kind))
+			d.recordKey(k, "created")
 		case old.Revoked.IsZero() && !k.Revoked.IsZero():
 			d.recordKey(k, "revoked")
 		case !old.Expires.Equal(k.Expires):

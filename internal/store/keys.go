@@ -48,7 +48,7 @@ func (k Key) Principal() identity.Principal { return identity.New(k.Name, k.ID, 
 
 // NewKey says what a key is to be.
 type NewKey struct {
-	Name    string    // 1 to 64 of a-z A-Z 0-9 . _ @ -, the first a letter or digit; no live key may have it
+	Name    string    // as identity.IsName takes it; no live key may have it
 	Tenant  string    // the same; "" means the name
 	Roles   []string  // at least one, each the same
 	Expires time.Time // zero means never; otherwise in the future
