@@ -155,7 +155,7 @@ func TestRequestsOnOneConnection(t *testing.T) {
 func TestWhatIsNoRequestIsRefusedAndCounted(t *testing.T) {
 	called := false
 	handler := func(http.ResponseWriter, *http.Request) { called = true }
-	patient, hasty := serve(t, handler), serve(t, handler, func(s *Server) { s.HeaderTimeout = 100 * time.Millisecond })
+	patient, hasty := serve(t, handler), serve(t, handler, func(s *Server) { s.HeaderTimeout = time.Second })
 	for what, row := range map[string]struct{ send, want string }{
 		"garbage":                  {"\x16\x03\x01 nonsense\r\n\r\n", "400"},
 		"an empty line":            {"\r\nGET / HTTP/1.1\r\nHost: h\r\n\r\n", "400"},
