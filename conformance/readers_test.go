@@ -42,6 +42,8 @@ var readerProofs = []proof{
 	{"a form's values arrive in a real Starlette and nothing else: no file name, no type, no header of a part, no unknown field", headersStayBehind},
 	{"a form that Starlette reads otherwise than a checker never arrives there", oddFormsNeverArrive},
 	{"a schema that kills the process that makes vLLM's grammar of it is refused, and the worst that passes does not", schemasThatEndTheServer},
+	{"a pattern that keeps the engine for seconds at each token is refused, and the worst that passes does not", patternsThatKeepTheEngine},
+	{"what passes is nothing for which vLLM keeps errors by the hundred", fewErrors},
 }
 
 // TestReaders needs no running vLLM, only the HTTP stack of its venv.

@@ -85,8 +85,39 @@ func readSchema(p *report.Proof, schema string) verdict.Verdict {
 	return v
 }
 
+// patternsThatKeepTheEngine holds the bound on what patterns count out against vLLM's first compiler, with a vocabulary of
+// usual size: times are compared with each other only.
+func patternsThatKeepTheEngine(p *report.Proof, _ *stand) {
+	pattern := func(s string) string { return `{"type":"string","pattern":` + quoted(s) + `}` }
+	usual := pattern(`^[a-z0-9]+(?:-[a-z0-9]+)*$`)
+	pass := []string{pattern(`^([a-z]{1,1000}){1,30}$`), pattern(`^([a-z]{1,20}-){1,100}$`)}
+	keep := []string{pattern(`^(([a-z]{1,1000}){1,1000})$`), pattern(`^(.*){1,100}$`)}
+	all := append(append([]string{usual}, pass...), keep...)
+	took := make([]float64, len(all))
+	for i, line := range reader(p, "readers/steps.py", all) {
+		if _, err := fmt.Sscan(line, &took[i]); err != nil {
+			p.Fatalf("%q: %v", line, err)
+		}
+	}
+	for i, schema := range all {
+		kept := i > len(pass)
+		if v := readSchema(p, schema); v.Refused() != kept {
+			p.Errorf("%s: refused by Vallum: %t (%s)", schema, v.Refused(), v.Message())
+		}
+		if kept && took[i] < 20*took[0] {
+			p.Errorf("%s keeps the engine for %.3f s at a token, a usual pattern %.3f s", schema, took[i], took[0])
+		}
+	}
+}
+
 // makeGrammars says what vLLM made of each schema.
 func makeGrammars(p *report.Proof, schemas []string) []string {
+	p.Helper()
+	return reader(p, "readers/schema.py", schemas)
+}
+
+// reader gives lines to a program that reads them as vLLM does, in vLLM's venv, and returns its answer to each.
+func reader(p *report.Proof, program string, lines []string) []string {
 	p.Helper()
 	dir, err := parts.Dir(parts.VLLM)
 	if err != nil {
@@ -94,19 +125,19 @@ func makeGrammars(p *report.Proof, schemas []string) []string {
 	}
 	ctx, cancel := context.WithTimeout(p.Context(), 3*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, filepath.Join(dir, "venv", "bin", "python"), "readers/schema.py")
+	cmd := exec.CommandContext(ctx, filepath.Join(dir, "venv", "bin", "python"), program)
 	cmd.Env = []string{"HOME=" + p.TempDir(), "HF_HUB_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "VLLM_LOGGING_LEVEL=ERROR"}
-	cmd.Stdin = strings.NewReader(strings.Join(schemas, "\n") + "\n")
+	cmd.Stdin = strings.NewReader(strings.Join(lines, "\n") + "\n")
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
 		p.Fatalf("%v\n%s", err, &errs)
 	}
-	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-	if len(lines) != len(schemas) {
-		p.Fatalf("%d answers to %d schemas\n%s\n%s", len(lines), len(schemas), &out, &errs)
+	answers := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if len(answers) != len(lines) {
+		p.Fatalf("%d answers to %d lines\n%s\n%s", len(answers), len(lines), &out, &errs)
 	}
-	return lines
+	return answers
 }
 
 // stopIDsEndTheEngine sends what ends a vLLM below 0.29: through Vallum nothing arrives, and directly it is one more way
