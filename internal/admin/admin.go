@@ -16,7 +16,9 @@ type State struct {
 	Ready     bool       `json:"ready"`
 	Draining  bool       `json:"draining"`
 	Upstreams []Upstream `json:"upstreams"`
-	Audit     string     `json:"audit"` // "writing", or why records cannot be written
+	Audit     string     `json:"audit"` // "writing" or "cannot be written"
+
+	AuditProblem string `json:"audit_problem,omitempty"` // why; on the socket only, for it names files
 }
 
 // Upstream is one vLLM server, as the administration shows it.

@@ -27,7 +27,7 @@ func do(h http.Handler, method, target string) *httptest.ResponseRecorder {
 }
 
 func TestProbesServeThreeRoutesAndNothingElse(t *testing.T) {
-	f := &fake{state: State{Ready: false, Audit: "writing", Upstreams: []Upstream{{Name: "llama", Problem: "dial tcp 10.0.0.7:8000: refused"}}}}
+	f := &fake{state: State{Ready: false, Audit: "cannot be written", AuditProblem: "open /var/lib/vallum/audit", Upstreams: []Upstream{{Name: "llama", Problem: "dial tcp 10.0.0.7:8000: refused"}}}}
 	h := Probes(f, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(200) }))
 	for target, want := range map[string]int{"/livez": 200, "/metrics": 200, "/readyz": 503, "/": 404, "/metricsfoo": 404, "/%6divez": 404, "/debug/pprof/": 404, "/v1/models": 404, "/status": 404} {
 		if w := do(h, "GET", target); w.Code != want {
@@ -38,8 +38,12 @@ func TestProbesServeThreeRoutesAndNothingElse(t *testing.T) {
 		t.Errorf("POST /livez: %d", w.Code)
 	}
 	w := do(h, "GET", "/readyz")
-	if !strings.Contains(w.Body.String(), "upstream llama: not alive") || strings.Contains(w.Body.String(), "10.0.0.7") {
+	if !strings.Contains(w.Body.String(), "upstream llama: not alive") || strings.Contains(w.Body.String(), "10.0.0.7") ||
+		!strings.Contains(w.Body.String(), "audit: cannot be written\n") || strings.Contains(w.Body.String(), "/var/lib") {
 		t.Errorf("/readyz says %q", w.Body)
+	}
+	if w := do(Handler(f), "GET", "/status"); !strings.Contains(w.Body.String(), `"audit_problem":"open /var/lib/vallum/audit"`) {
+		t.Errorf("the operator does not read why: %s", w.Body)
 	}
 	f.state.Ready = true
 	if w := do(h, "GET", "/readyz"); w.Code != 200 {

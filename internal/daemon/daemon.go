@@ -207,7 +207,7 @@ func (d *Daemon) serve(ctx, work context.Context, conf *config.Config) error {
 		notifyHangup(hup) // here: whoever is told that it serves may send one, and until then it ends the process
 	}
 	d.watchAll(work, hup)
-	d.settle(ctx)
+	d.awaitUpstreams(ctx)
 	slackenHeap()
 	d.announce(servers, probes, first)
 	select {
@@ -218,8 +218,8 @@ func (d *Daemon) serve(ctx, work context.Context, conf *config.Config) error {
 	return errors.Join(err, d.shutdown(servers, probes, time.Duration(d.current.Load().conf.Timeouts.Drain)))
 }
 
-// settle gives the upstreams a moment to answer, so that the first screen says what they serve. Nothing hangs on it.
-func (d *Daemon) settle(ctx context.Context) {
+// awaitUpstreams gives the upstreams a moment to answer, so that the first screen says what they serve. Nothing hangs on it.
+func (d *Daemon) awaitUpstreams(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -282,8 +282,7 @@ func urlsOf(servers []*server, what string) []string {
 func (d *Daemon) State() admin.State {
 	st := admin.State{Draining: d.draining.Load(), Audit: "writing", Ready: !d.draining.Load()}
 	if err := d.records.Stats().NotAdmitted; err != nil {
-		st.Audit, st.Ready = "cannot be written", false
-		d.log.Error("audit", "error", err)
+		st.Audit, st.AuditProblem, st.Ready = "cannot be written", err.Error(), false
 	}
 	alive := false
 	for _, u := range d.current.Load().picker.set.States() {
