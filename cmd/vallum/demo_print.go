@@ -177,7 +177,7 @@ func (p *demoPrinter) records(r demoRecords) {
 }
 
 func (p *demoPrinter) chain(r demoRecords) {
-	p.printf("  the gateway has ended; its log %s\n", r.Chain)
+	p.printf("  ended; the log %s\n", r.Chain)
 }
 
 // eventCounts is "23 admitted, 23 ended, 150 refused".
