@@ -32,10 +32,8 @@ const (
 func (s *Server) Run(ctx context.Context) {
 	var discovered time.Time
 	for {
-		if s.check(ctx) && time.Since(discovered) >= discoverEvery {
-			if s.discover(ctx) {
-				discovered = time.Now()
-			}
+		if s.check(ctx) && time.Since(discovered) >= discoverEvery && s.discover(ctx) {
+			discovered = time.Now()
 		}
 		every := aliveEvery
 		if !s.State().Alive {
@@ -44,15 +42,12 @@ func (s *Server) Run(ctx context.Context) {
 		if s.misses > 0 {
 			every = deadEvery
 		}
-		timer := time.NewTimer(every)
 		select {
 		case <-ctx.Done():
-			timer.Stop()
 			return
 		case <-s.wake:
-		case <-timer.C:
+		case <-time.After(every):
 		}
-		timer.Stop()
 	}
 }
 
@@ -93,6 +88,9 @@ func timedOut(err error) bool {
 // server answered.
 func (s *Server) discover(ctx context.Context) bool {
 	status, body, err := s.ask(ctx, "/v1/models", true)
+	if timedOut(err) && s.State().Alive {
+		return false // /health tells death
+	}
 	if err != nil || status != http.StatusOK {
 		s.set(func(st *State) { st.Alive, st.Problem = false, modelsProblem(status, err, s.spec.HasKey) })
 		return false
@@ -190,7 +188,11 @@ func (s *Server) warn(ctx context.Context) string {
 func (s *Server) ask(ctx context.Context, path string, withKey bool) (int, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	return s.get.Get(ctx, path, withKey)
+	status, body, err := s.get.Get(ctx, path, withKey)
+	if err != nil && ctx.Err() != nil { // its connection was closed for that, by us
+		err = fmt.Errorf("%w: %w", ctx.Err(), err)
+	}
+	return status, body, err
 }
 
 func modelsProblem(status int, err error, hasKey bool) string {

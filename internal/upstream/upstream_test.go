@@ -26,6 +26,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type fake struct {
 	mu      sync.Mutex
 	down    error
+	slow    string // the path that is answered when nobody waits any more
 	health  int
 	models  string
 	version string
@@ -33,9 +34,13 @@ type fake struct {
 	asked   map[string]int
 }
 
-func (f *fake) Get(_ context.Context, path string, withKey bool) (int, []byte, error) {
+func (f *fake) Get(ctx context.Context, path string, withKey bool) (int, []byte, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.slow == path {
+		<-ctx.Done()
+		return 0, nil, fmt.Errorf("asking: %w", net.ErrClosed) // as forward ends what nobody waits for
+	}
 	if f.asked == nil {
 		f.asked = map[string]int{}
 	}
@@ -248,6 +253,27 @@ func TestOneSlowLookIsForgiven(t *testing.T) {
 	if s.check(ctx); s.State().Alive {
 		t.Error("it is not there and lives")
 	}
+}
+
+// What is given up after askTimeout is slow, whatever its connection ends with: it is no death, of a look or of a question
+// which models there are.
+func TestWhatIsGivenUpIsSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := healthy()
+		s := New(Spec{Name: "a"}, f, nil)
+		s.check(t.Context())
+		f.slow = "/v1/models"
+		if s.discover(t.Context()) || !s.State().Alive {
+			t.Errorf("a slow list of models: %+v", s.State())
+		}
+		f.slow = "/health"
+		if s.check(t.Context()); !s.State().Alive {
+			t.Errorf("one slow look killed it: %+v", s.State())
+		}
+		if s.check(t.Context()); s.State().Alive {
+			t.Error("it never answers and lives")
+		}
+	})
 }
 
 // What the server tells counts; what the configuration says where it tells nothing; nothing where it does not answer.
