@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/vallum/vallum/internal/sealed"
 )
@@ -59,7 +60,9 @@ func (h *host) forget(t *testing.T) {
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 			routes, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: 178}, netlink.RT_FILTER_PROTOCOL)
 			must(t, err)
-			for _, r := range routes {
+			prohibits, err := netlink.RouteListFiltered(family, &netlink.Route{Type: unix.RTN_PROHIBIT}, netlink.RT_FILTER_TYPE)
+			must(t, err)
+			for _, r := range append(routes, prohibits...) {
 				// A route by the device of a killed tunnel goes with it, by itself and about now.
 				if err := netlink.RouteDel(&r); !errors.Is(err, syscall.ESRCH) {
 					must(t, err)

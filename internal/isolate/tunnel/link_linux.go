@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -95,7 +96,7 @@ func Prohibit(p *isolate.Plan) error {
 			continue
 		}
 		stays[r.To] = true
-		route := &netlink.Route{Dst: ipnet.Of(r.To), Type: unix.RTN_PROHIBIT, Priority: r.Metric, Protocol: protocol}
+		route := &netlink.Route{Dst: ipnet.Of(r.To), Type: unix.RTN_PROHIBIT, Priority: r.Metric, Protocol: prohibitProtocol}
 		if err := netlink.RouteReplace(route); err != nil {
 			return fmt.Errorf("adding the prohibit route of %s: %w", r.To, err)
 		}
@@ -105,13 +106,13 @@ func Prohibit(p *isolate.Plan) error {
 
 // Prohibited says which of the plan's prohibit routes is missing; nil when none is.
 func Prohibited(p *isolate.Plan) error {
-	ours, err := ourRoutes()
+	ours, err := ourProhibits()
 	if err != nil {
 		return err
 	}
 	have := map[netip.Prefix]bool{}
 	for _, r := range ours {
-		have[ipnet.Prefix(r.Dst)] = have[ipnet.Prefix(r.Dst)] || r.Type == unix.RTN_PROHIBIT
+		have[ipnet.Prefix(r.Dst)] = true
 	}
 	for _, r := range p.Routes {
 		if r.Type == "prohibit" && !have[r.To] {
@@ -125,12 +126,12 @@ func Prohibited(p *isolate.Plan) error {
 func Unprohibit() error { return unprohibit(nil) }
 
 func unprohibit(stays map[netip.Prefix]bool) error {
-	ours, err := ourRoutes()
+	ours, err := ourProhibits()
 	if err != nil {
 		return err
 	}
 	for _, r := range ours {
-		if r.Type != unix.RTN_PROHIBIT || r.Priority != isolate.ProhibitMetric || stays[ipnet.Prefix(r.Dst)] {
+		if stays[ipnet.Prefix(r.Dst)] {
 			continue
 		}
 		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -140,11 +141,21 @@ func unprohibit(stays map[netip.Prefix]bool) error {
 	return nil
 }
 
-// ourRoutes are the routes with our mark.
+// ourRoutes are the routes with our mark, by the device.
 func ourRoutes() ([]netlink.Route, error) {
+	return listRoutes(&netlink.Route{Protocol: protocol}, netlink.RT_FILTER_PROTOCOL)
+}
+
+// ourProhibits are the routes that refuse and have our metric.
+func ourProhibits() ([]netlink.Route, error) {
+	all, err := listRoutes(&netlink.Route{Type: unix.RTN_PROHIBIT}, netlink.RT_FILTER_TYPE)
+	return slices.DeleteFunc(all, func(r netlink.Route) bool { return r.Priority != isolate.ProhibitMetric }), err
+}
+
+func listRoutes(like *netlink.Route, by uint64) ([]netlink.Route, error) {
 	var all []netlink.Route
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		list, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: protocol}, netlink.RT_FILTER_PROTOCOL)
+		list, err := netlink.RouteListFiltered(family, like, by)
 		if err != nil {
 			return nil, fmt.Errorf("listing routes: %w", err)
 		}

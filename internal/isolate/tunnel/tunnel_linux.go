@@ -28,6 +28,11 @@ const keepalive = 25 * time.Second
 // protocol marks our routes (rtm_protocol), so that down removes those and no others. No routing daemon uses it.
 const protocol netlink.RouteProtocol = 178
 
+// prohibitProtocol is the kernel's own mark. When systemd-networkd starts, it removes the routes that have no device and
+// that it has not made, unless they are the kernel's (networkd-route.c, systemd 252): without them a dead tunnel would
+// send in clear but for the rules. Type and metric tell ours.
+const prohibitProtocol netlink.RouteProtocol = unix.RTPROT_KERNEL
+
 // Keys are where the secrets lie. They are read when they are needed and stand in no argument and no environment.
 type Keys struct {
 	Node      string // file of the node's key
