@@ -27,6 +27,7 @@ const (
 const (
 	maxRequired = 4 << 10 // names in one list
 	maxMembers  = 2 << 10 // of one object
+	maxBranches = 8 << 10 // schemas in one list: xgrammar compares them with one another (100,000 keep the server for 11 s)
 )
 
 // most is the largest count that may stand in a schema.
@@ -108,6 +109,9 @@ func (w *walk) token() (what string, err error) {
 			return fmt.Sprintf("%s in a schema may be %d at most", name, int(limit)), nil
 		}
 	case '{':
+		if kind, n := w.dec.StackIndex(depth - 1); kind == '[' && n > maxBranches {
+			return fmt.Sprintf("a list of a schema may have %d objects at most", maxBranches), nil
+		}
 		w.patterns[depth] = name == "patternProperties"
 	case '"':
 		text := t.String()
