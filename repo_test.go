@@ -33,7 +33,7 @@ const (
 	maxDataPathLines = 7700
 )
 
-var dataPath = []string{"verdict", "identity", "urlpath", "policy", "inspect", "inspect/scan", "spare", "limit", "authn", "reply", "forward", "http1", "gateway"}
+var dataPath = []string{"ascii", "verdict", "identity", "urlpath", "policy", "inspect", "inspect/scan", "spare", "limit", "authn", "reply", "forward", "http1", "gateway"}
 
 type goPackage struct {
 	ImportPath, Dir, Name, Doc                  string

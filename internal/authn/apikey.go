@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/vallum/vallum/internal/ascii"
 	"github.com/vallum/vallum/internal/verdict"
 )
 
@@ -51,7 +52,7 @@ func credential(h http.Header) (key string, sent bool, v verdict.Verdict) {
 			continue
 		case len(value) > maxCredential:
 			return "", true, malformed(name, "longer than a key can be")
-		case !visible(value):
+		case !ascii.Visible(value): // RFC 6750 §2.1 allows less, providers' keys are all within
 			return "", true, malformed(name, "a key has visible ASCII characters only, and no spaces")
 		case key != "" && key != value:
 			return "", true, verdict.Refuse(verdict.NoCredential, fmt.Errorf("%s differs from the header before it", name)).
@@ -76,16 +77,6 @@ func malformed(header, what string) verdict.Verdict {
 func bearerToken(value string) (string, bool) {
 	scheme, token, _ := strings.Cut(value, " ")
 	return token, strings.EqualFold(scheme, "bearer")
-}
-
-// visible reports whether all bytes are visible ASCII (RFC 6750 §2.1 allows less, providers' keys are all within).
-func visible(s string) bool {
-	for i := range len(s) {
-		if s[i] <= ' ' || s[i] >= 0x7f {
-			return false
-		}
-	}
-	return true
 }
 
 // idOf is the public id in a key of our shape, or "".

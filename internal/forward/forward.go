@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/vallum/vallum/internal/ascii"
 	"github.com/vallum/vallum/internal/policy"
 	"github.com/vallum/vallum/internal/spare"
 	"github.com/vallum/vallum/internal/verdict"
@@ -112,7 +113,7 @@ func (x *exchange) check() verdict.Verdict {
 		return verdict.Refuse(verdict.InternalError, errors.New("a request without a rewriter of its answer"))
 	case !isPath(c.Grant.Path()) || !isToken(c.Grant.Method()):
 		return verdict.Refuse(verdict.InternalError, fmt.Errorf("operation %q gives the target %q", c.Grant.Operation().ID, c.Grant.Path()))
-	case !isValue(c.RequestID) || !isValue(c.ContentType):
+	case !ascii.Printable(c.RequestID) || !ascii.Printable(c.ContentType):
 		return verdict.Refuse(verdict.InternalError, errors.New("a header of ours holds a byte that no header may hold"))
 	case c.Body == nil && c.Reader == nil && c.Length != 0 || c.Length < 0:
 		return verdict.Refuse(verdict.InternalError, fmt.Errorf("a body of %d bytes that is not there", c.Length))

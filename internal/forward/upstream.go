@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/vallum/vallum/internal/ascii"
 	"github.com/vallum/vallum/internal/sock"
 )
 
@@ -65,7 +66,7 @@ func New(t Target) (*Upstream, error) {
 	}
 	u.fixed = []byte("Host: " + host + "\r\nUser-Agent: vallum\r\nAccept-Encoding: identity\r\n")
 	if t.Key != "" {
-		if !isKey(t.Key) {
+		if !ascii.Visible(t.Key) {
 			return nil, fmt.Errorf("upstream %q: its key holds a byte that no Authorization header may hold", t.Name)
 		}
 		u.keyLine = []byte("Authorization: Bearer " + t.Key + "\r\n")

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vallum/vallum/internal/ascii"
 	"github.com/vallum/vallum/internal/spare"
 	"github.com/vallum/vallum/internal/verdict"
 )
@@ -36,7 +37,7 @@ func (x *exchange) whole(h head) verdict.Verdict {
 		x.memory, body = nil, nil
 	}
 	if h.metadata != "" {
-		if m := x.call.Rewriter.Metadata(h.metadata); m != "" && isValue(m) {
+		if m := x.call.Rewriter.Metadata(h.metadata); m != "" && ascii.Printable(m) {
 			x.w.Header().Set("Metadata", m)
 		}
 	}
@@ -91,7 +92,7 @@ func (x *exchange) pause() { x.conn.within(time.Now(), x.up.timeouts.BetweenEven
 func (x *exchange) write(h head, body []byte) {
 	x.release()
 	hs := x.w.Header()
-	if h.contentType != "" && isValue(h.contentType) {
+	if h.contentType != "" && ascii.Printable(h.contentType) {
 		hs.Set("Content-Type", h.contentType)
 	}
 	hs.Set("Content-Length", strconv.Itoa(len(body)))

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/vallum/vallum/internal/ascii"
 )
 
 // What an upstream may send in front of a body.
@@ -325,23 +327,10 @@ func isToken(s string) bool {
 	return s != ""
 }
 
-// isValue reports whether s can stand in a header: printable ASCII.
-func isValue(s string) bool {
-	for i := range len(s) {
-		if s[i] < ' ' || s[i] > '~' {
-			return false
-		}
-	}
-	return true
-}
-
-// isKey reports whether s can be a bearer token: printable ASCII without a space.
-func isKey(s string) bool { return isValue(s) && !strings.Contains(s, " ") }
-
 // isHost reports whether s can stand in a Host header.
-func isHost(s string) bool { return isKey(s) && !strings.ContainsAny(s, "/?#@\\") }
+func isHost(s string) bool { return ascii.Visible(s) && !strings.ContainsAny(s, "/?#@\\") }
 
 // isPath reports whether s is one spelling of a path: it came from the catalogue, so anything else is a defect.
 func isPath(s string) bool {
-	return strings.HasPrefix(s, "/") && isKey(s) && !strings.ContainsAny(s, "?#%\\\"<>")
+	return strings.HasPrefix(s, "/") && ascii.Visible(s) && !strings.ContainsAny(s, "?#%\\\"<>")
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/vallum/vallum/internal/ascii"
 	"github.com/vallum/vallum/internal/audit"
 	"github.com/vallum/vallum/internal/verdict"
 	"github.com/vallum/vallum/internal/vllm"
@@ -116,13 +117,8 @@ func (x *Exchange) detail() string {
 
 // clientID keeps a caller's own request id when it is at most 128 printable ASCII characters; it is never forwarded.
 func clientID(id string) string {
-	if len(id) > 128 {
+	if len(id) > 128 || !ascii.Printable(id) {
 		return ""
-	}
-	for i := range len(id) {
-		if id[i] < 0x20 || id[i] > 0x7e {
-			return ""
-		}
 	}
 	return id
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/net/http/httpguts"
+
+	"github.com/vallum/vallum/internal/ascii"
 )
 
 // plain reads heads of requests as nearly every client writes them: "POST /path HTTP/1.1" and fields that stand there
@@ -43,7 +45,7 @@ func (p *plain) read(b []byte, r *http.Request) (size int, ok bool) {
 		line, fields, _ = strings.Cut(fields, "\r\n")
 		name, value, colon := strings.Cut(line, ":")
 		name, ok = canonical(name)
-		if !ok || !colon || len(p.values) == maxPlain || !visible(value) || !p.field(r, name, strings.Trim(value, " ")) {
+		if !ok || !colon || len(p.values) == maxPlain || !ascii.Printable(value) || !p.field(r, name, strings.Trim(value, " ")) {
 			return 0, false
 		}
 	}
@@ -112,14 +114,4 @@ func canonical(name string) (string, bool) {
 
 func letterOrDigit(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
-}
-
-// visible reports whether s is of printable ASCII.
-func visible(s string) bool {
-	for i := range len(s) {
-		if s[i] < ' ' || s[i] > '~' {
-			return false
-		}
-	}
-	return true
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vallum/vallum/internal/ascii"
 	"github.com/vallum/vallum/internal/vllm"
 )
 
@@ -224,7 +225,7 @@ func parseModels(body []byte) ([]Model, error) {
 	}
 	var models []Model
 	for _, d := range list.Data {
-		if d.ID == "" || len(d.ID) > 256 || !printable(d.ID) {
+		if d.ID == "" || len(d.ID) > 256 || !ascii.Visible(d.ID) {
 			return nil, fmt.Errorf("not a list of models: the id %.40q is empty, longer than 256 bytes or not printable ASCII", d.ID)
 		}
 		m := Model{Name: d.ID, Created: d.Created}
@@ -244,13 +245,3 @@ func parseModels(body []byte) ([]Model, error) {
 
 // maxModels bounds what a server may list: each model is a name in policies, labels and lists.
 const maxModels = 1024
-
-// printable reports whether s can stand in a log line and a label.
-func printable(s string) bool {
-	for i := range len(s) {
-		if s[i] < 0x21 || s[i] > 0x7e {
-			return false
-		}
-	}
-	return true
-}
