@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -185,17 +187,24 @@ func answered(c net.Conn) string {
 	return line
 }
 
-// A key that expired while nobody looked gives no request to an upstream.
+// A key that expired while nobody looked gives no request to an upstream, on a connection that is there neither.
 func TestAnExpiredKeyRegistersNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newPath(t, false)
-		p.set(authn.Key{Expires: time.Now()})
-		p.fake.Next(vllmtest.Behaviour{Kind: vllmtest.Hang})
-		rest := <-p.begins("plain", true, 0, true)
-		if !strings.Contains(rest, "revoked") || p.fake.Arrived() != 0 {
-			t.Errorf("%d requests reached the upstream; the caller reads %q", p.fake.Arrived(), rest)
-		}
-	})
+	for range 3 {
+		synctest.Test(t, func(t *testing.T) {
+			p := newPath(t, false)
+			for arrived := range 2 { // without a pooled connection, and with one
+				p.set(authn.Key{Expires: time.Now()})
+				rest := <-p.begins("plain", true, 0, true)
+				<-p.ended
+				if n := p.fake.Arrived(); !strings.Contains(rest, "revoked") || n != arrived {
+					t.Fatalf("%d requests reached the upstream, want %d; the caller reads %q", n, arrived, rest)
+				}
+				p.set(authn.Key{})
+				<-p.begins("plain", false, 0, true)
+				<-p.ended
+			}
+		})
+	}
 }
 
 // A request that ended well is not cut afterwards: its connection may carry another's, where a proxy ends TLS.
@@ -226,4 +235,37 @@ func TestAConnectionOutlivesARevokedKey(t *testing.T) {
 			t.Errorf("another request on the connection: %s", got)
 		}
 	})
+}
+
+// A request that was cancelled gets no connection, neither a new one nor one that is there: what closes it comes too late.
+func TestACancelledRequestGetsNoConnection(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	u, err := New(Target{Name: "test", URL: &url.URL{Scheme: "http", Host: l.Addr().String()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer u.Close()
+	pooled, err := u.connection(t.Context(), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.pool.put(pooled)
+	u.dial = func(context.Context, string, string) (net.Conn, error) {
+		t.Error("a connection is made")
+		return nil, net.ErrClosed
+	}
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, fresh := range []bool{false, true} {
+		if c, err := u.connection(cancelled, fresh); c != nil || !errors.Is(err, context.Canceled) {
+			t.Errorf("fresh %t: %v %v", fresh, c, err)
+		}
+	}
+	if c, err := u.connection(t.Context(), false); c != pooled {
+		t.Errorf("the pooled connection is gone: %v", err)
+	}
 }

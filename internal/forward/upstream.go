@@ -153,6 +153,9 @@ func (u *Upstream) Close() { u.pool.close() }
 
 // connection is a pooled connection that is still alive, or a fresh one.
 func (u *Upstream) connection(ctx context.Context, fresh bool) (*conn, error) {
+	if err := ctx.Err(); err != nil { // its key may have gone before anything left
+		return nil, err
+	}
 	if !fresh {
 		if c := u.pool.get(); c != nil {
 			return c, nil
