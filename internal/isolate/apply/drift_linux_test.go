@@ -3,6 +3,7 @@ package apply_test
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -231,32 +232,43 @@ func (h *host) peer(t *testing.T, b *host, conf wgtypes.PeerConfig) {
 // Whatever happens to an overlay that stood: nobody calls it well, everybody says what is wrong and what to do, vLLM is not
 // started on it, and up makes it whole.
 func TestWhatHappensToAnOverlayIsSeenByEverybody(t *testing.T) {
-	l := newLab(t, "a", "b")
-	a, b := l.hosts["a"], l.hosts["b"]
-	l.sign(nil, "a", "b")
-	a.up(t)
-	for name, harm := range harms {
-		t.Run(name, func(t *testing.T) {
-			undo := harm.do(t, a, b)
-			for _, args := range [][]string{
-				{"status"},
-				{"audit"},
-				{"verify", "--config", a.file("vallum.yaml")},
-				{"exec", "--topology", "dp", "--", "echo", "RUNS"},
-			} {
-				out, said, code := a.run(args...)
-				all := strings.Join(strings.Fields(out+said), " ")
-				if code != 1 || !strings.Contains(all, harm.want) || !strings.Contains(all, "hint: vallum isolate up repairs it") || strings.Contains(all, "RUNS") {
-					t.Errorf("isolate %s: exit %d, want %q and what to do\n%s%s", args[0], code, harm.want, out, said)
+	const labs = 3 // side by side: these tests wait far more than they compute
+	names := slices.Sorted(maps.Keys(harms))
+	for part := range labs {
+		t.Run(fmt.Sprint("lab ", part), func(t *testing.T) {
+			l := newLab(t, "a", "b")
+			a, b := l.hosts["a"], l.hosts["b"]
+			l.sign(nil, "a", "b")
+			a.up(t)
+			for i, name := range names {
+				if i%labs == part {
+					t.Run(name, func(t *testing.T) { harms[name].seen(t, a, b) })
 				}
 			}
-			if undo != nil {
-				undo()
-			}
-			a.must(t, "up", "--hosts", a.file("hosts"))
-			a.must(t, "status")
 		})
 	}
+}
+
+// seen does the harm, and asks everybody.
+func (m harm) seen(t *testing.T, a, b *host) {
+	undo := m.do(t, a, b)
+	for _, args := range [][]string{
+		{"status"},
+		{"audit"},
+		{"verify", "--config", a.file("vallum.yaml")},
+		{"exec", "--topology", "dp", "--", "echo", "RUNS"},
+	} {
+		out, said, code := a.run(args...)
+		all := strings.Join(strings.Fields(out+said), " ")
+		if code != 1 || !strings.Contains(all, m.want) || !strings.Contains(all, "hint: vallum isolate up repairs it") || strings.Contains(all, "RUNS") {
+			t.Errorf("isolate %s: exit %d, want %q and what to do\n%s%s", args[0], code, m.want, out, said)
+		}
+	}
+	if undo != nil {
+		undo()
+	}
+	a.must(t, "up", "--hosts", a.file("hosts"))
+	a.must(t, "status")
 }
 
 // What up cannot repair it does not call repaired.
