@@ -155,7 +155,8 @@ func TestWithAllDeadTheCallerIsToldToComeAgain(t *testing.T) {
 			t.Errorf("%s was passed over %d times: %s", one.name, n, g.Log)
 		}
 	}
-	if n := strings.Count(g.Log.String(), "an upstream could not be reached"); n == 0 || n > 2 {
+	before, _, _ := strings.Cut(g.Log.String(), "msg=refused")
+	if n := strings.Count(g.Log.String(), "an upstream could not be reached"); n > 2 || n == 0 && strings.Count(before, "is not alive") < 2 { // looks may have come first after all
 		t.Errorf("%d times another one was tried: %s", n, g.Log)
 	}
 }
@@ -241,8 +242,10 @@ func TestASecondServerIsAskedForItsRelease(t *testing.T) {
 	}
 	justLookedAt(t, m[0])
 	m[0].end()
-	if a := g.Do(budget); a.Status != 503 || a.Reason() != "upstream_unavailable" {
-		t.Errorf("the one that may have it just died: %d %s", a.Status, a.Body)
+	if seen := strings.Contains(g.Log.String(), "is not alive"); !seen { // a look may have come first after all
+		if a := g.Do(budget); a.Status != 503 || a.Reason() != "upstream_unavailable" {
+			t.Errorf("the one that may have it just died: %d %s\n%s", a.Status, a.Body, g.Log)
+		}
 	}
 	if a := g.Do(budget); a.Reason() != "forbidden_parameter" {
 		t.Errorf("only the harmed one is left: %d %s", a.Status, a.Body)
@@ -256,7 +259,7 @@ func TestASecondServerIsAskedForItsRelease(t *testing.T) {
 	budget.Key = g.Secret("app")
 	for range 4 {
 		if a := g.Do(budget); a.Status != 200 {
-			t.Errorf("the third may have it: %d %s", a.Status, a.Body)
+			t.Errorf("the third may have it: %d %s\n%s", a.Status, a.Body, g.Log)
 		}
 	}
 	if len(m[1].Work()) != 0 || len(m[2].Work()) != 4 {
@@ -283,9 +286,13 @@ func TestASecondServerKeepsTenantsApart(t *testing.T) {
 	}
 	justLookedAt(t, m[0])
 	m[0].end()
-	for _, reason := range []string{"upstream_unavailable", "cache_not_isolated"} {
+	reasons := []string{"upstream_unavailable", "cache_not_isolated"}
+	if strings.Contains(g.Log.String(), "is not alive") { // a look may have come first after all
+		reasons = reasons[1:]
+	}
+	for _, reason := range reasons {
 		if a := g.Do(g.Chat("a1")); a.Reason() != reason {
-			t.Errorf("%d %s, want %s", a.Status, a.Reason(), reason)
+			t.Errorf("%d %s, want %s\n%s", a.Status, a.Reason(), reason, g.Log)
 		}
 	}
 	if n := len(m[1].Work()); n != 1 {

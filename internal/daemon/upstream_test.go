@@ -1,6 +1,7 @@
 package daemon_test
 
 import (
+	"bytes"
 	"crypto/tls"
 	"encoding/binary"
 	"fmt"
@@ -44,13 +45,8 @@ func connected(to net.Addr) bool {
 	if err != nil || !ok || at.IP.To4() == nil {
 		return false
 	}
-	remote := fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(at.IP.To4()), at.Port)
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 3 && f[2] == remote && f[3] == "01" { // TCP_ESTABLISHED
-			return true
-		}
-	}
-	return false
+	const established = " 01 "
+	return bytes.Contains(b, fmt.Appendf(nil, " %08X:%04X%s", binary.NativeEndian.Uint32(at.IP.To4()), at.Port, established))
 }
 
 // nobodyAt is an address at which nobody listens, until a test serves there.
