@@ -14,11 +14,11 @@ type Config struct {
 	Probes    string            `yaml:"probes" jsonschema_description:"Address of /livez, /readyz and /metrics, and nothing else. Default: 127.0.0.1:8081; \"off\" for none."`
 	Admin     string            `yaml:"admin" jsonschema_description:"UNIX socket of the administration, as unix:/run/vallum/admin.sock. Default: none."`
 	State     string            `yaml:"state" jsonschema_description:"Directory (0700) of the key store, the audit log and spooled uploads. Default: /var/lib/vallum for root, the XDG state folder otherwise."`
-	Clients   Connections       `yaml:"connections" jsonschema_description:"How many connections clients may have open. Change by a reload too: those that are open stay."`
+	Clients   Connections       `yaml:"connections" jsonschema_description:"How many connections clients may have open. A reload may change it; connections that are open stay."`
 	Upstreams []Upstream        `yaml:"upstreams" jsonschema_description:"The vLLM servers."`
 	Aliases   map[string]string `yaml:"aliases" jsonschema_description:"Names that clients hard-code, and the served model that each means. The reply says the name that was asked."`
 	Roles     map[string]Role   `yaml:"roles" jsonschema_description:"What keys may do, by role. Built in: inference, monitor, operator."`
-	KeysFile  string            `yaml:"keys_file" jsonschema_description:"File of keys (name, role, SHA-256), in addition to the key store: one a line, as NAME ROLE[,ROLE] HASH, then tenant=T and expires=2027-01-31 if wanted; # begins a comment. HASH is what printf %s \"$KEY\" | sha256sum prints. Read again when it changes."`
+	KeysFile  string            `yaml:"keys_file" jsonschema_description:"File of keys (name, role, SHA-256), in addition to the key store: one a line, as NAME ROLE[,ROLE] HASH, then tenant=T and expires=2027-01-31 if wanted; # begins a comment. HASH is what printf %s \"$KEY\" | sha256sum prints. Read again when it changes: within a second where the file system tells of that, within 5 s otherwise, at once on SIGHUP."`
 	Bodies    Bodies            `yaml:"bodies" jsonschema_description:"Caps on request bodies."`
 	Audit     Audit             `yaml:"audit" jsonschema_description:"The record of every request."`
 	CORS      CORS              `yaml:"cors" jsonschema_description:"Browsers that may call. Default: none."`
@@ -39,7 +39,7 @@ type Listener struct {
 // Connections bounds the connections of clients.
 type Connections struct {
 	Max        Count `yaml:"max" jsonschema_description:"Over all listeners; one of HTTP/2 counts as one, whatever runs on it. When all are open, those between requests are closed, the longest idle first; if there is none, a new connection is closed as it comes. Probes and the administration have 48 of their own. Default: half of the files that the process may open (LimitNOFILE, ulimit -n) after 112 for other things, 16384 at most: a running request needs a connection to vLLM as well. More than that half is refused at the start."`
-	PerAddress Count `yaml:"per_address" jsonschema_description:"Of one IPv4 address, or one /64 of IPv6, in the same way. Proxies of terminated_by and clients by UNIX socket stand for many, and have no bound of their own. Default: a quarter of max."`
+	PerAddress Count `yaml:"per_address" jsonschema_description:"Of one IPv4 address, or one /64 of IPv6, in the same way. Proxies of terminated_by and clients by UNIX socket stand for many, and have no bound of their own; a proxy that is not named there has. Default: a quarter of max."`
 }
 
 // TLS names the files of a listener's certificate.
