@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -148,6 +150,23 @@ func (f *fake) upstream(change func(*Target)) *Upstream {
 	}
 	f.t.Cleanup(u.Close)
 	return u
+}
+
+// noticed waits until it is known here that the pooled connections are closed: on a busy machine the kernel takes its time to
+// carry the news.
+func noticed(t *testing.T, u *Upstream) {
+	t.Helper()
+	for late := time.Now().Add(20 * time.Second); ; runtime.Gosched() {
+		u.pool.mu.Lock()
+		open := slices.ContainsFunc(u.pool.conns, (*conn).alive)
+		u.pool.mu.Unlock()
+		if !open {
+			return
+		}
+		if time.Now().After(late) {
+			t.Fatal("a connection that was closed looks open")
+		}
+	}
 }
 
 func timeouts(first, between time.Duration) func(*Target) {

@@ -422,6 +422,7 @@ func TestADeadConnectionIsReplacedBeforeSending(t *testing.T) {
 			t.Fatal(out.Refusal.Err())
 		}
 		<-closed
+		noticed(t, u)
 	}
 	if len(f.got()) != 3 {
 		t.Errorf("%d requests arrived", len(f.got()))

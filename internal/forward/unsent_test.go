@@ -111,6 +111,7 @@ func TestUnsentWithPooledConnections(t *testing.T) {
 			}
 			if row.unsent {
 				<-closed
+				noticed(t, u)
 			}
 			out, _ := send(u, call(t, "{}"))
 			if out.Unsent != row.unsent || len(f.got()) != row.reads || f.accepted() != 1 {
