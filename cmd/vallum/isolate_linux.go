@@ -185,19 +185,27 @@ func (s streams) printPeers(p *isolate.Plan) error {
 	}
 	sizes := narrow(p)
 	for i, h := range list {
-		age := "never heard"
-		if p.Peers[i].Preshared {
-			age = "never heard; is the pre-shared key there the same?"
-		}
-		if !h.Last.IsZero() {
-			age = "heard " + time.Since(h.Last).Round(time.Second).String() + " ago"
-		}
-		fmt.Fprintf(s.out, "  %-20s %s, %d bytes out, %d in\n", h.Name, age, h.Sent, h.Received)
+		fmt.Fprintf(s.out, "  %-20s %s, %d bytes out, %d in\n", h.Name, heard(h.Last, time.Now(), p.Peers[i].Preshared), h.Sent, h.Received)
 	}
 	if s.sayNarrow(p, sizes) {
 		return errNo
 	}
 	return nil
+}
+
+// heard says when a peer was heard last. One that is alive shakes hands every two minutes, and its session ends after
+// three (WireGuard's REKEY_AFTER_TIME and REJECT_AFTER_TIME): keepalives ask for it.
+func heard(last, now time.Time, preshared bool) string {
+	switch ago := now.Sub(last).Round(time.Second); {
+	case last.IsZero() && preshared:
+		return "never heard; is the pre-shared key there the same?"
+	case last.IsZero():
+		return "never heard"
+	case ago > 3*time.Minute:
+		return fmt.Sprintf("heard %s ago, so that nothing comes from it now; what does vallum isolate status say there?", ago)
+	default:
+		return fmt.Sprintf("heard %s ago", ago)
+	}
 }
 
 // sayNarrow tells which peers take less than the device sends, and reports whether one does.

@@ -6,6 +6,24 @@ import (
 	"time"
 )
 
+// A peer that was heard once is not one that is heard.
+func TestAPeerThatFellSilentIsToldSo(t *testing.T) {
+	now := time.Now()
+	for want, last := range map[string]time.Time{
+		"never heard":     {},
+		"heard 5s ago":    now.Add(-5 * time.Second),
+		"heard 2m30s ago": now.Add(-150 * time.Second),
+		"heard 3m20s ago, so that nothing comes from it now; what does vallum isolate status say there?": now.Add(-200 * time.Second),
+	} {
+		if got := heard(last, now, false); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	if got := heard(time.Time{}, now, true); !strings.Contains(got, "is the pre-shared key there the same?") {
+		t.Errorf("with a pre-shared key: %q", got)
+	}
+}
+
 // Consent has an end, and half of what was meant is not guessed.
 func TestMeasuringThatWasAskedForWrongly(t *testing.T) {
 	for name, row := range map[string]struct {
