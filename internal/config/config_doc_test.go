@@ -298,6 +298,12 @@ func TestExamplesAreRightForTheSchemaToo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if !strings.Contains(string(b), "upstreams:") { // of a node, which serves nobody: isolate reads its section alone
+			if _, err := ParseNode(name, b); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
 		if err := judge(t, s, b); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
