@@ -93,7 +93,7 @@ func begin(s State, p *isolate.Plan, o Options) (token string, err error) {
 		if err := s.apply(p, o); err != nil {
 			return "", fmt.Errorf("repairing what was applied: %w", err)
 		}
-		return "", s.write(confirmedFile, &record{Plan: p, Hosts: o.Hosts})
+		return "", s.write(confirmedFile, &record{Plan: p, Hosts: o.Hosts, Token: confirmed.Token})
 	}
 	token = rand.Text()
 	next := &record{Plan: p, Hosts: o.Hosts, Token: token, Deadline: time.Now().Add(o.Confirm)}
@@ -185,12 +185,11 @@ func Down(s State) (removed bool, err error) {
 		if err != nil {
 			return removed, err
 		}
-		if r == nil {
-			continue
-		}
-		removed = true
-		if err := s.undo(r); err != nil {
-			return removed, err
+		if r != nil {
+			removed = true
+			if err := s.undo(r); err != nil {
+				return removed, err
+			}
 		}
 		if err := s.remove(name); err != nil {
 			return removed, err

@@ -80,9 +80,21 @@ func normal(p *isolate.Plan) string {
 	return string(b)
 }
 
-// read returns nil when there is no such record. One that cannot be read is an error: guessing would leave something
-// behind.
+// read returns nil when there is no such record, or when it waits no longer: whoever confirmed was killed, or lost power,
+// before what was pending was removed. One that cannot be read is an error: guessing would leave something behind.
 func (s State) read(name string) (*record, error) {
+	r, err := s.readFile(name)
+	if err != nil || r == nil || name != pendingFile {
+		return r, err
+	}
+	confirmed, err := s.readFile(confirmedFile)
+	if err != nil || confirmed != nil && r.Token != "" && confirmed.Token == r.Token {
+		return nil, err
+	}
+	return r, nil
+}
+
+func (s State) readFile(name string) (*record, error) {
 	b, err := os.ReadFile(s.file(name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
