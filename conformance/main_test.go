@@ -94,6 +94,12 @@ func expected() []report.Row {
 	for _, p := range proofsKube(&cluster{}) {
 		rows = append(rows, report.Row{Property: p.name, Part: kubePart, Version: parts.KubeVersion})
 	}
+	for _, p := range arm64Proofs {
+		rows = append(rows, report.Row{Property: p.name, Part: emulatorPart, Version: emulatorVersion})
+	}
+	for _, p := range (&kernelMachine{}).proofs() {
+		rows = append(rows, report.Row{Property: p.name, Part: kernelPart, Version: kernelVersion()})
+	}
 	for _, p := range torchProofs {
 		rows = append(rows, report.Row{Property: p.name, Part: torchPart, Version: torchVersion})
 	}

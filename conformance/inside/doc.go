@@ -20,7 +20,6 @@ const (
 	Exact      = "down, and a rollback that nobody prevents, leave the machine as it was: devices, addresses, routes, rules, hosts"
 	NotOurs    = "a device of that name that somebody else made stays as it is, a WireGuard with keys of its own too"
 	PortTaken  = "a port that another program has is named, and nothing is left behind"
-	Session    = "logind ends the session of who ran up (KillUserProcesses): the rollback is a unit of its own, and comes"
 	Reboot     = "the machine reboots: the printed unit makes the overlay by the kernel's device before vLLM's unit starts, and nobody confirms"
 	Networkd   = "systemd-networkd is started again: what goes to the overlay still leaves by it only"
 	PowerCut   = "the power is cut right after confirm: what was confirmed stands after the boot, and the older manifest stays refused"
@@ -28,7 +27,7 @@ const (
 
 // Names are the properties.
 func Names() []string {
-	return []string{Unloadable, Carries, OnTheWire, Preshared, Deleted, Removed, Halfway, Exact, NotOurs, PortTaken, Session, Reboot, Networkd, PowerCut}
+	return []string{Unloadable, Carries, OnTheWire, Preshared, Deleted, Removed, Halfway, Exact, NotOurs, PortTaken, Reboot, Networkd, PowerCut}
 }
 
 // What is said on the serial line beside Outcomes and logs.
