@@ -129,9 +129,20 @@ func carries(pid int, device string) bool {
 	})
 }
 
-// listens says why the process does not receive what the other nodes send. Of process 0, which cannot be seen, it asks that
-// nobody who can be seen has the port.
+// rebinds is how long wireguard-go may take to open its sockets anew, which it does some time after its device came up.
+const rebinds = time.Second
+
+// listens says why the process does not receive what the other nodes send, unless that is over soon.
 func listens(pid int, p *isolate.Plan) error {
+	for end := time.Now().Add(rebinds); ; <-time.After(20 * time.Millisecond) {
+		if err := listensNow(pid, p); err == nil || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+// listensNow is listens at one moment. Of process 0, which cannot be seen, it asks that nobody who can be seen has the port.
+func listensNow(pid int, p *isolate.Plan) error {
 	held := map[string]bool{}
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	for _, fd := range entries(dir) {
