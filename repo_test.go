@@ -30,7 +30,7 @@ const (
 	maxMainLines     = 40
 	// 5,000 was the first figure; `spare` and `inspect/scan` are counted. forward is an HTTP/1.1 client of our own (1,200 lines) because net/http's costs twice
 	// the CPU on 1 KB, http1 is the same on the other side (800, 120 of them for plain heads: a tenth of a 1 KB request), and inspect takes forms apart and rebuilds them (450).
-	maxDataPathLines = 7700
+	maxDataPathLines = 7600
 )
 
 var dataPath = []string{"ascii", "verdict", "identity", "urlpath", "policy", "inspect", "inspect/scan", "spare", "limit", "authn", "reply", "forward", "http1", "gateway"}

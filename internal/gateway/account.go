@@ -12,7 +12,7 @@ import (
 
 // usage is what the reply said of tokens, or our bound when it said nothing: a client that leaves early is counted by
 // the events that it got, and its prompt by the bytes that it sent; sound of which vLLM told the seconds by these.
-func (x *Exchange) usage() vllm.Usage {
+func (x *exchange) usage() vllm.Usage {
 	if x.reply == nil || !x.outcome.Written && x.outcome.UpStatus >= 400 {
 		return vllm.Usage{}
 	}
@@ -36,18 +36,18 @@ func (x *Exchange) usage() vllm.Usage {
 
 // isFree reports whether a request that was not counted uses no tokens: the upstream got nothing of it, or answered one of
 // the operations that run no model.
-func (x *Exchange) isFree() bool {
+func (x *exchange) isFree() bool {
 	runs := x.op.Model && (x.op.Group == vllm.Inference || x.op.Group == vllm.InferenceUnprefix) && x.op.ID != "messages.count_tokens"
 	return x.outcome.BytesUp == 0 || x.outcome.Ended == verdict.Complete && !runs
 }
 
 // timed reports whether vLLM heard a sound, and told how long it is and no tokens.
-func (x *Exchange) timed(u vllm.Usage) bool { return x.op.Request == vllm.FormBody && u.Seconds > 0 }
+func (x *exchange) timed(u vllm.Usage) bool { return x.op.Request == vllm.FormBody && u.Seconds > 0 }
 
 // settlement is how many tokens the limit is charged in the end. What the upstream counted wins, in tokens or in seconds;
 // a request that it refused costs nothing; one whose work may have been done although nobody counted it costs what can be
 // shown, and a whole answer without its cost, or that never came, its reservation.
-func (x *Exchange) settlement(u vllm.Usage) int64 {
+func (x *exchange) settlement(u vllm.Usage) int64 {
 	switch {
 	case u.Counted:
 		return u.Prompt + u.Completion
@@ -60,7 +60,7 @@ func (x *Exchange) settlement(u vllm.Usage) int64 {
 }
 
 // record is what is known of the request so far. It holds no prompt, no output and no secret.
-func (x *Exchange) record(event audit.Event) audit.Record {
+func (x *exchange) record(event audit.Event) audit.Record {
 	r := audit.Record{
 		Event: event, ID: x.request.ID, ClientRequestID: clientID(x.request.Header.Get("X-Request-Id")),
 		Principal: x.who.Name(), KeyID: x.who.KeyID(), Tenant: x.who.Tenant(), Remote: x.request.Remote.String(),
@@ -80,7 +80,7 @@ func (x *Exchange) record(event audit.Event) audit.Record {
 }
 
 // complete adds to the last record how it ended.
-func (x *Exchange) complete(r *audit.Record, u vllm.Usage, now time.Time) {
+func (x *exchange) complete(r *audit.Record, u vllm.Usage, now time.Time) {
 	o := x.outcome
 	r.Status, r.BytesOut = o.Status, o.BytesDown
 	r.TTFTMillis, r.UpstreamMillis, r.DurationMillis = audit.Millis(o.FirstByte), audit.Millis(o.Upstream), audit.Millis(now.Sub(x.request.Arrived))
@@ -105,7 +105,7 @@ func (x *Exchange) complete(r *audit.Record, u vllm.Usage, now time.Time) {
 }
 
 // detail is the refusal's cause. An upstream's own text is not recorded: vLLM's messages echo parts of the input.
-func (x *Exchange) detail() string {
+func (x *exchange) detail() string {
 	switch cause := x.verdict.Cause(); {
 	case x.outcome.UpStatus >= 400:
 		return fmt.Sprintf("the upstream answered %d; its text is in the daemon's log", x.outcome.UpStatus)

@@ -20,10 +20,10 @@ import (
 	"github.com/vallum/vallum/internal/vllm"
 )
 
-// Exchange is one request on its way through the stages, and what each of them found out.
-type Exchange struct {
+// exchange is one request on its way through the stages, and what each of them found out.
+type exchange struct {
 	gateway  *Gateway
-	request  Request
+	request  asked
 	cancel   func(error)
 	op       *vllm.Operation
 	segments []string
@@ -47,7 +47,7 @@ type Exchange struct {
 }
 
 // admit is the data path before forwarding. Each line is a stage; the first refusal is the answer.
-func (x *Exchange) admit() verdict.Verdict {
+func (x *exchange) admit() verdict.Verdict {
 	g, req := x.gateway, x.request
 
 	// 1 match: no body, no secret; a stranger may learn the catalogue, which is public
@@ -111,7 +111,7 @@ func (x *Exchange) admit() verdict.Verdict {
 }
 
 // read takes memory for the body, reads it within its cap, and learns the facts.
-func (x *Exchange) read() verdict.Verdict {
+func (x *exchange) read() verdict.Verdict {
 	x.facts.Upstream = x.request.Header.Get("X-Vallum-Upstream")
 	if x.request.Length == 0 && x.op.Request == vllm.NoBody {
 		return verdict.Allow()
@@ -143,7 +143,7 @@ func (x *Exchange) read() verdict.Verdict {
 }
 
 // choose finds a live upstream for the grant. What Vallum answers itself needs none.
-func (x *Exchange) choose() verdict.Verdict {
+func (x *exchange) choose() verdict.Verdict {
 	if x.op.Answered {
 		return verdict.Allow()
 	}
@@ -156,7 +156,7 @@ func (x *Exchange) choose() verdict.Verdict {
 }
 
 // forward is stages 8 and 9: the body is rewritten by the grant's edits, sent, and the reply metered on its way.
-func (x *Exchange) forward(ctx context.Context, w http.ResponseWriter) {
+func (x *exchange) forward(ctx context.Context, w http.ResponseWriter) {
 	if names := x.dropped(); names != "" {
 		w.Header().Set("X-Vallum-Dropped", names)
 	}
@@ -192,7 +192,7 @@ func (x *Exchange) forward(ctx context.Context, w http.ResponseWriter) {
 // left: no connection could be made. What may have arrived anywhere is never sent again. Each upstream is tried once, and
 // each is picked as the first was: the grant, the release's gates and the tenant's cache are judged anew. What the caller
 // is told is how the last one ended.
-func (x *Exchange) send(ctx context.Context, w http.ResponseWriter) {
+func (x *exchange) send(ctx context.Context, w http.ResponseWriter) {
 	var tried []string
 	for {
 		x.outcome = x.upstream.Send(ctx, w, Call{
@@ -214,7 +214,7 @@ func (x *Exchange) send(ctx context.Context, w http.ResponseWriter) {
 
 // sent gives the body's memory back: slow answers to large prompts would otherwise keep everybody else's bodies out. A
 // spooled form is still held, by its file.
-func (x *Exchange) sent() {
+func (x *exchange) sent() {
 	x.left = true
 	if x.doc == nil {
 		x.body.Free()
@@ -224,7 +224,7 @@ func (x *Exchange) sent() {
 
 // rewrite gives the body that goes up: the caller's bytes with the grant's named splices. The salts come from here,
 // for policy holds no secret.
-func (x *Exchange) rewrite() (inspect.Body, error) {
+func (x *exchange) rewrite() (inspect.Body, error) {
 	if x.doc == nil {
 		return inspect.Body{}, nil
 	}
@@ -243,7 +243,7 @@ func (x *Exchange) rewrite() (inspect.Body, error) {
 }
 
 // answer serves what vLLM lacks or tells too much of: the list of this principal's models, and one of them.
-func (x *Exchange) answer(w http.ResponseWriter) {
+func (x *exchange) answer(w http.ResponseWriter) {
 	models := x.gateway.Policy.ModelsOf(x.who)
 	list := make([]reply.Model, 0, len(models))
 	for _, m := range models {
@@ -266,14 +266,14 @@ func (x *Exchange) answer(w http.ResponseWriter) {
 	}
 }
 
-// End settles, gives back and records; it is called once, on every way out. It is stage "always" of the data path.
-func (x *Exchange) End() {
+// conclude settles, gives back and records; it is called once, on every way out. It is stage "always" of the data path.
+func (x *exchange) conclude() {
 	now := x.gateway.Now()
 	x.write(now, x.settle(now))
 }
 
 // settle charges what was used and gives back what was taken, also when finding out what was used panics.
-func (x *Exchange) settle(now time.Time) vllm.Usage {
+func (x *exchange) settle(now time.Time) vllm.Usage {
 	defer x.giveBack(now)
 	usage := x.usage()
 	if x.slot != nil && x.reserved > 0 {
@@ -282,7 +282,7 @@ func (x *Exchange) settle(now time.Time) vllm.Usage {
 	return usage
 }
 
-func (x *Exchange) giveBack(now time.Time) {
+func (x *exchange) giveBack(now time.Time) {
 	if x.slot != nil {
 		x.slot.Release(now)
 	}
@@ -298,7 +298,7 @@ func (x *Exchange) giveBack(now time.Time) {
 }
 
 // write makes the last record and the metrics. Refusals of nobody are counted, or a flood of strangers would fill the disk.
-func (x *Exchange) write(now time.Time, usage vllm.Usage) {
+func (x *exchange) write(now time.Time, usage vllm.Usage) {
 	reason := ""
 	if x.refused {
 		reason = x.verdict.Reason().String()

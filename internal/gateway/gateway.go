@@ -1,4 +1,4 @@
-// Package gateway is the data path: Admit → Forward → End, one function that reads top to bottom.
+// Package gateway is the data path: admit → forward → end, one function that reads top to bottom.
 // It refuses every request that any of its stages did not allow, and one that it could not record.
 package gateway
 
@@ -125,8 +125,8 @@ type Sample struct {
 	Began                                    bool // Began was called for it
 }
 
-// Request is a request as its sender wrote it: nothing of it is trusted.
-type Request struct {
+// asked is a request as its sender wrote it: nothing of it is trusted.
+type asked struct {
 	ID      string // ours
 	Method  string
 	Target  string // the request target as it stood on the request line
@@ -147,10 +147,9 @@ const patience = 500 * time.Millisecond
 // Behind answers one request: admitted and forwarded, or refused with its reason. One request, one record. The proxies
 // are those that end TLS in front of the listener: only they may connect, and only they are believed; nil for none.
 func (g *Gateway) Behind(proxies []netip.Prefix, w http.ResponseWriter, r *http.Request) {
-	req := Request{ID: newID(), Method: r.Method, Target: r.RequestURI, Header: r.Header, Body: r.Body, Length: r.ContentLength, Arrived: g.Now()}
-	w.Header().Set("X-Request-Id", req.ID)
 	body := g.deadlineFor(w, r)
-	req.Body = body
+	req := asked{ID: newID(), Method: r.Method, Target: r.RequestURI, Header: r.Header, Body: body, Length: r.ContentLength, Arrived: g.Now()}
+	w.Header().Set("X-Request-Id", req.ID)
 	remote, v := g.enter(proxies, r)
 	if v.Refused() {
 		body.done()
@@ -170,7 +169,7 @@ func (g *Gateway) Behind(proxies []netip.Prefix, w http.ResponseWriter, r *http.
 	defer cancel(nil)
 	var over sync.Once // when the request is, its connection may carry another's
 	defer over.Do(func() {})
-	x := &Exchange{gateway: g, request: req, cancel: func(why error) {
+	x := &exchange{gateway: g, request: req, cancel: func(why error) {
 		cancel(why)
 		time.AfterFunc(patience, func() { over.Do(func() { _ = body.control.SetWriteDeadline(time.Unix(1, 0)) }) }) // one that has passed cuts, whoever waits
 	}}
@@ -194,19 +193,10 @@ func (g *Gateway) Behind(proxies []netip.Prefix, w http.ResponseWriter, r *http.
 	x.forward(ctx, w)
 }
 
-// Admit runs the stages before forwarding (1–7) for a request that another proxy carries. The Exchange is never nil;
-// End must be called on it, whatever the verdict.
-func (g *Gateway) Admit(req Request, cancel func(error)) (*Exchange, verdict.Verdict) {
-	x := &Exchange{gateway: g, request: req, cancel: cancel}
-	v := x.admit()
-	x.verdict = v
-	return x, v
-}
-
 // end closes the exchange on every way out: records, settles and gives back what was taken, also after a panic.
-func (x *Exchange) end(w http.ResponseWriter, panicked any) {
+func (x *exchange) end(w http.ResponseWriter, panicked any) {
 	if panicked == nil {
-		x.End()
+		x.conclude()
 		return
 	}
 	aborted := panicked == http.ErrAbortHandler
@@ -215,7 +205,7 @@ func (x *Exchange) end(w http.ResponseWriter, panicked any) {
 	}
 	x.outcome.Ended = verdict.Panicked
 	defer func() { // telling of a panic may panic for the same reason, and must not cost the key its slot
-		x.End()
+		x.conclude()
 		if x.outcome.Written {
 			panic(http.ErrAbortHandler) // cut the connection: a clean end would look like success
 		}

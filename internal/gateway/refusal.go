@@ -12,7 +12,7 @@ import (
 )
 
 // refuse answers the caller in the dialect of the operation and keeps the verdict for the record.
-func (x *Exchange) refuse(w http.ResponseWriter, v verdict.Verdict) {
+func (x *exchange) refuse(w http.ResponseWriter, v verdict.Verdict) {
 	x.verdict, x.refused = v, true
 	switch cause := v.Cause(); {
 	case x.outcome.UpStatus >= 400:
@@ -71,7 +71,7 @@ func hint(method, path string) string {
 
 // dropped names, for the x-vallum-dropped header, the fields that did not reach vLLM. Names come from the caller's
 // body: what is not plain ASCII is not echoed.
-func (x *Exchange) dropped() string {
+func (x *exchange) dropped() string {
 	var b strings.Builder
 	for _, list := range [2][]string{x.facts.UnknownKeys, x.facts.Dropped} {
 		for _, pointer := range list {
