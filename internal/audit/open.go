@@ -35,6 +35,7 @@ func Open(dir string, opts Options) (*Log, error) {
 		return nil, errors.Join(err, l.closeFiles())
 	}
 	go l.feedSinks()
+	l.tick() // before the first line: the next one is a second away
 	l.done.Add(1)
 	go l.keepHouse()
 	return l, nil

@@ -159,7 +159,6 @@ func (l *Log) keepHouse() {
 	defer second.Stop()
 	sync := time.NewTicker(l.opts.SyncInterval)
 	defer sync.Stop()
-	l.tick()
 	for {
 		select {
 		case <-l.quit:

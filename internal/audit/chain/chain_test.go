@@ -278,3 +278,57 @@ func TestALineIsJSON(t *testing.T) {
 		}
 	}
 }
+
+// beingRead is a directory into which a daemon writes while it is read.
+type beingRead struct {
+	fstest.MapFS
+	meanwhile func() // called between the first half of a directory and the second
+}
+
+func (f beingRead) ReadDir(name string) ([]fs.DirEntry, error) {
+	before, err := f.MapFS.ReadDir(name)
+	if err != nil {
+		return nil, err
+	}
+	f.meanwhile()
+	after, err := f.MapFS.ReadDir(name)
+	if err != nil {
+		return nil, err
+	}
+	seen := map[string]bool{}
+	list := before
+	for _, e := range before {
+		seen[e.Name()] = true
+	}
+	for _, e := range after { // of two that are new, the older one is in the half that was read before
+		if !seen[e.Name()] && strings.Contains(e.Name(), "0007-") {
+			continue
+		}
+		if !seen[e.Name()] {
+			list = append(list, e)
+		}
+	}
+	return list, nil
+}
+
+// Broken is a word that wakes people up: it must not be said of a log that grows.
+func TestADirectoryThatGrowsWhileItIsReadHasNoHole(t *testing.T) {
+	files, _ := build(t)
+	opened := time.Date(2026, 11, 23, 1, 2, 3, 0, time.UTC)
+	grown := false
+	list, err := Segments(beingRead{files, func() {
+		if grown {
+			files[NameSegment(13, opened)] = &fstest.MapFile{}
+			return
+		}
+		grown = true
+		files[NameSegment(7, opened)], files[NameSegment(10, opened)] = &fstest.MapFile{}, &fstest.MapFile{}
+	}})
+	var first []uint64
+	for _, s := range list {
+		first = append(first, s.First)
+	}
+	if err != nil || fmt.Sprint(first) != "[1 4 7 10]" {
+		t.Errorf("segments that begin with %v, %v", first, err)
+	}
+}

@@ -62,8 +62,23 @@ func NameSegment(first uint64, opened time.Time) string {
 	return fmt.Sprintf("%012d-%s.jsonl", first, opened.UTC().Format(segmentTime))
 }
 
-// Segments lists those of a directory in the order of their lines.
+// Segments lists those of a directory in the order of their lines, with no hole also while a daemon writes more. A directory
+// that is read beside its writer may lack a file that was made meanwhile and have one that was made after it (POSIX,
+// readdir); what is older than the newest that was seen is there when it is read again.
 func Segments(fsys fs.FS) ([]Segment, error) {
+	seen, err := listed(fsys)
+	if err != nil || len(seen) == 0 {
+		return nil, err
+	}
+	list, err := listed(fsys)
+	if err != nil {
+		return nil, err
+	}
+	newest := seen[len(seen)-1].First
+	return slices.DeleteFunc(list, func(s Segment) bool { return s.First > newest }), nil
+}
+
+func listed(fsys fs.FS) ([]Segment, error) {
 	entries, err := fs.ReadDir(fsys, ".")
 	if err != nil {
 		return nil, fmt.Errorf("listing segments: %w", err)
