@@ -57,7 +57,7 @@ func TestMain(m *testing.M) {
 }
 
 // atOnce is how many tests run side by side at least.
-const atOnce = 6
+const atOnce = 10
 
 // needRoot skips aloud without root, and never in CI.
 func needRoot(t *testing.T) {
