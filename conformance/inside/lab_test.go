@@ -258,12 +258,19 @@ func tried(ctx context.Context, script string) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
-// looks is what a machine's network looks like, less what counts and ages.
+// looks is what a machine's network looks like, less what counts and ages, once it stands still: the kernel takes a second
+// or two to find that nobody else has an IPv6 address (RFC 4862, section 5.4), and gives it a route of its own then.
 func looks(p *proof, n *nodes.Node) string {
 	p.Helper()
-	r, err := n.Run(p.Context(), "sh", "-c", "ip -o link; ip -o addr; ip route show table all; ip -6 route show table all; nft list ruleset; cat /etc/hosts; ls /var/run/wireguard")
-	p.must("looking at "+n.Name, err)
-	return r.Out
+	var last string
+	eventually(p, n.Name+"'s network stands still", soon, func() bool {
+		r, err := n.Run(p.Context(), "sh", "-c", "ip -o link; ip -o addr; ip route show table all; ip -6 route show table all; nft list ruleset; cat /etc/hosts; ls /var/run/wireguard")
+		p.must("looking at "+n.Name, err)
+		still := r.Out == last && !strings.Contains(r.Out, " tentative")
+		last = r.Out
+		return still
+	})
+	return last
 }
 
 func write(p *proof, file, content string) {
