@@ -36,6 +36,9 @@ func run() error {
 	list := flag.Bool("list", false, "print each part, whether it is complete, and its folder")
 	limit := flag.Duration("timeout", 30*time.Minute, "give up after this long")
 	flag.Parse()
+	if flag.NArg() > 0 {
+		return fmt.Errorf("%q is not understood; name parts behind -only, with commas", flag.Args())
+	}
 
 	steps := recipes()
 	if *list {
