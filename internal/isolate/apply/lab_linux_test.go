@@ -94,9 +94,9 @@ func newSpace(t *testing.T) *space {
 	}
 }
 
-// do runs f inside the namespace.
+// do runs f inside the namespace. When f ends its test, it ends here too.
 func (s *space) do(f func()) {
-	done := make(chan struct{})
+	done, returned := make(chan struct{}), false
 	go func() {
 		defer close(done)
 		runtime.LockOSThread()
@@ -104,15 +104,18 @@ func (s *space) do(f func()) {
 			panic(err)
 		}
 		f()
+		returned = true
 	}()
 	<-done
+	if !returned {
+		runtime.Goexit()
+	}
 }
 
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
-		t.Error(err)
-		panic(err)
+		t.Fatal(err)
 	}
 }
 

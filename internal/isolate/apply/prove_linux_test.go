@@ -152,8 +152,11 @@ func TestVerifyProvesInsideOutsideAndTheWire(t *testing.T) {
 		t.Errorf("exit %d\n%s", code, out)
 	}
 	// Three different answers: the tunnel carries something, something goes past it, nothing was seen.
-	stop := make(chan struct{})
+	stop, silent := make(chan struct{}), make(chan struct{})
+	hush := sync.OnceFunc(func() { close(stop); <-silent })
+	t.Cleanup(hush) // before the namespaces are given back
 	go func() {
+		defer close(silent)
 		for {
 			select {
 			case <-stop:
@@ -186,7 +189,7 @@ func TestVerifyProvesInsideOutsideAndTheWire(t *testing.T) {
 	if out, code := verify("--wire", "1s", "--tokens", "9906,11,1917"); code != 3 || !strings.Contains(out, "was not seen inside the tunnel either") {
 		t.Errorf("token ids of no prompt: exit %d\n%s", code, out)
 	}
-	close(stop)
+	hush()
 	a.vllm(t, "VLLM::EngineCore", "0.0.0.0:5557")
 	clear := make(chan struct{})
 	done := make(chan struct{})
