@@ -38,9 +38,9 @@ func (i impatient) Err() error {
 	return nil
 }
 
-// A change of the keys counts, and is recorded, also when the first look at it fails, however far that got: a revocation
-// must not be forgotten for want of a file descriptor.
-func TestAChangeOfTheKeysIsSeenThoughReadingThemFails(t *testing.T) {
+// keysDaemon is as much of a daemon as reads keys and records them, and the store as another process has it open.
+func keysDaemon(t *testing.T) (d *Daemon, other *store.Store) {
+	t.Helper()
 	dir := filepath.Join(t.TempDir(), "state")
 	st, err := store.Open(t.Context(), dir)
 	if err != nil {
@@ -50,14 +50,21 @@ func TestAChangeOfTheKeysIsSeenThoughReadingThemFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &Daemon{store: st, keys: authn.New(authn.Options{}), records: records, log: slog.New(slog.DiscardHandler), state: dir}
-	other, err := store.Open(t.Context(), dir)
+	d = &Daemon{store: st, keys: authn.New(authn.Options{}), records: records, log: slog.New(slog.DiscardHandler), state: dir}
+	other, err = store.Open(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		_, _, _ = other.Close(), records.Close(), st.Close()
 	})
+	return d, other
+}
+
+// A change of the keys counts, and is recorded, also when the first look at it fails, however far that got: a revocation
+// must not be forgotten for want of a file descriptor.
+func TestAChangeOfTheKeysIsSeenThoughReadingThemFails(t *testing.T) {
+	d, other := keysDaemon(t)
 	var keys []store.Key
 	failed := 0
 	for n := range int64(40) {
@@ -79,7 +86,7 @@ func TestAChangeOfTheKeysIsSeenThoughReadingThemFails(t *testing.T) {
 	if failed < 3 {
 		t.Errorf("only %d readings failed", failed)
 	}
-	if lines := records.Stats().Lines; lines != 40 {
+	if lines := d.records.Stats().Lines; lines != 40 {
 		t.Errorf("%d lines tell of 40 keys", lines)
 	}
 }
@@ -100,23 +107,7 @@ func (m meddled) Done() <-chan struct{} {
 
 // A key that is made while the keys are read is told of once it counts, at whatever step of the reading it came.
 func TestNoKeyIsToldOfBeforeItCounts(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "state")
-	st, err := store.Open(t.Context(), dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	records, err := audit.Open(filepath.Join(dir, "audit"), audit.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	d := &Daemon{store: st, keys: authn.New(authn.Options{}), records: records, log: slog.New(slog.DiscardHandler), state: dir}
-	other, err := store.Open(t.Context(), dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_, _, _ = other.Close(), records.Close(), st.Close()
-	})
+	d, other := keysDaemon(t)
 	var mu sync.Mutex // package sql asks contexts in goroutines of its own
 	secrets := map[string]string{}
 	create := func(name string) {
