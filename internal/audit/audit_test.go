@@ -428,6 +428,25 @@ func TestACheckpointForEverySecondWithTraffic(t *testing.T) {
 	})
 }
 
+// What a crash left unsigned is under a checkpoint before anybody adds to it, and not a second later.
+func TestWhatWasLeftUnsignedIsSignedAtTheOpening(t *testing.T) {
+	dir, _ := goodLog(t)
+	files := segmentFiles(t, dir)
+	f, err := os.OpenFile(files[len(files)-1], os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteString(`{"seq":`)
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	l := mustOpen(t, dir, Options{})
+	if s := l.Stats(); s.Lines == 0 || s.Signed != s.Lines {
+		t.Errorf("%d of %d lines are signed", s.Signed, s.Lines)
+	}
+	mustClose(t, l)
+}
+
 // The housekeeper looks at the log and signs later; a rotation in between has signed more.
 func TestAStaleCheckpointIsPassedOver(t *testing.T) {
 	dir := newDir(t)
